@@ -1,0 +1,141 @@
+"""Steps masks (SCM): which steps compute (1) and which may reuse (0), from a policy or from bins.
+
+Knows numbers and lists only; what a 0 means at run time is decided elsewhere.
+
+A policy is fixed by its mask at 28 steps. At N steps:
+
+1. *How many* compute: two steps, the ends, plus the rest of the policy's computed steps in proportion to N, rounded
+   up. So the count never falls as N grows, and policies keep their order.
+2. *Where it starts*: the leading run keeps its share of the computed steps, rounded up.
+3. *Where the others go*: the policy's computed steps after its leading run are read as a curve, position over
+   number, which is sampled as often as there are steps to place and stretched to end on the last step. Refreshes stay
+   dense early and sparse late, and a longer schedule gets more of them instead of longer computed runs.
+4. *Limit*: from the end towards the start, a step is moved right where the cached run after it would be longer than
+   the policy's own longest, times N / 28, plus one; and left where two would meet.
+
+At 28 steps the sampling meets the policy's own steps. The tests check the laws for every N up to 1,000.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from itertools import groupby, zip_longest
+
+from ..errors import InputError
+
+__all__ = ["POLICIES", "bins_of", "steps_mask"]
+
+_REFERENCE = {
+    "slow": "1111111101110011100110010001",
+    "medium": "1111110110001100011000110001",
+    "fast": "1111110100010000100000100001",
+    "ultra": "1111001000001000000100000001",
+}
+_STEPS = 28
+_ENDS = 2
+
+POLICIES = tuple(_REFERENCE)
+
+
+def steps_mask(
+    compute_bins: Sequence[int] | None = None,
+    cache_bins: Sequence[int] | None = None,
+    total_steps: int | None = None,
+    mask_policy: str = "medium",
+) -> list[int]:
+    """Return one bit a step: 1 computes, 0 may reuse.
+
+    Args:
+        compute_bins: Lengths of the computed runs. Given together with ``cache_bins``, they replace the policy.
+        cache_bins: Lengths of the cached runs between them; the first follows the first computed run.
+        total_steps: Number of steps; bins are truncated to it, and None lays them out in full.
+        mask_policy: One of ``POLICIES``, from most to fewest computed steps.
+    """
+    if total_steps is not None and (not _is_whole(total_steps) or total_steps < 1):
+        raise InputError(f"total_steps: {total_steps!r} is not a whole number >= 1")
+    if compute_bins is not None or cache_bins is not None:
+        return _from_bins(compute_bins, cache_bins, total_steps)
+    if mask_policy not in _REFERENCE:
+        near = difflib.get_close_matches(str(mask_policy).lower(), POLICIES, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"it is one of {', '.join(POLICIES)}"
+        raise InputError(f"mask_policy: unknown policy {mask_policy!r} ({hint})")
+    if total_steps is None:
+        raise InputError(f"total_steps: the policy {mask_policy!r} needs the number of steps, for example 28")
+    return _from_policy(_REFERENCE[mask_policy], total_steps)
+
+
+def bins_of(bits: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Return the lengths of the computed and of the cached runs of a mask that begins with 1."""
+    if not bits or bits[0] != 1 or any(bit not in (0, 1) for bit in bits):
+        raise InputError("a mask is a list of 0 and 1 that begins with 1: its first step has nothing to reuse")
+    runs = [len(list(run)) for _, run in groupby(bits)]
+    return runs[0::2], runs[1::2]
+
+
+def _from_policy(reference: str, steps: int) -> list[int]:
+    own = [position for position, bit in enumerate(reference) if bit == "1"]
+    own_lead = reference.index("0")
+    longest = max(len(run) for run in reference.split("1"))
+    count = min(steps, _ceil(_ENDS * _STEPS + (len(own) - _ENDS) * steps, _STEPS))
+    if count == steps:
+        return [1] * steps
+    lead = min(_ceil(own_lead * count, len(own)), count - 1)
+
+    # The curve, from the end of the leading run (0 steps placed) to the last step (all of them).
+    curve = [position - (own_lead - 1) for position in own[own_lead - 1 :]]
+    places = list(range(lead))
+    for number in range(1, count - lead + 1):
+        whole, part = divmod(number * (len(curve) - 1), count - lead)
+        rise = (curve[whole + 1] - curve[whole]) * part if part else 0
+        numerator = (curve[whole] * (count - lead) + rise) * (steps - lead)
+        denominator = (count - lead) * curve[-1]
+        places.append(lead - 1 + (2 * numerator + denominator) // (2 * denominator))  # rounded to the nearest
+
+    # Cached runs may not outgrow the policy's own longest.
+    limit = longest * steps // _STEPS + 1
+    for index in range(count - 2, -1, -1):
+        after = places[index + 1]
+        places[index] = min(max(places[index], after - 1 - limit), after - 1)
+    computed = set(places)
+    return [int(step in computed) for step in range(steps)]
+
+
+def _from_bins(compute_bins: Sequence[int] | None, cache_bins: Sequence[int] | None, steps: int | None) -> list[int]:
+    compute = _checked("compute_bins", compute_bins, "cache_bins")
+    cache = _checked("cache_bins", cache_bins, "compute_bins")
+    if compute[0] == 0:
+        raise InputError("compute_bins[0]: 0, but the first step has nothing to reuse; begin with at least 1")
+    if len(compute) - len(cache) not in (0, 1):
+        raise InputError(
+            f"compute_bins has length {len(compute)} and cache_bins {len(cache)}; they alternate, compute first, "
+            "so compute_bins has as many as cache_bins or one more"
+        )
+    total = sum(compute) + sum(cache)
+    if steps is not None and total < steps:
+        raise InputError(f"compute_bins and cache_bins sum to {total}, but there are {steps} steps")
+    bits: list[int] = []
+    for computed, cached in zip_longest(compute, cache, fillvalue=0):
+        bits += [1] * computed + [0] * cached
+    return bits[:steps]
+
+
+def _checked(name: str, bins: Sequence[int] | None, other: str) -> Sequence[int]:
+    if bins is None:
+        raise InputError(f"{name}: missing; {other} needs it")
+    if isinstance(bins, str) or not isinstance(bins, Sequence):
+        raise InputError(f"{name}: {bins!r} is not a list of whole numbers")
+    if not bins:
+        raise InputError(f"{name}: empty; give the length of at least one run")
+    for place, length in enumerate(bins):
+        if not _is_whole(length) or length < 0:
+            raise InputError(f"{name}[{place}]: {length!r} is not a whole number >= 0")
+    return bins
+
+
+def _ceil(numerator: int, denominator: int) -> int:
+    return -(-numerator // denominator)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
