@@ -120,7 +120,7 @@ def _from_bins(compute_bins: Sequence[int] | None, cache_bins: Sequence[int] | N
     return bits[:steps]
 
 
-def _checked(name: str, bins: Sequence[int] | None, other: str) -> Sequence[int]:
+def _checked(name: str, bins: object, other: str) -> Sequence[int]:
     if bins is None:
         raise InputError(f"{name}: missing; {other} needs it")
     if isinstance(bins, str) or not isinstance(bins, Sequence):
