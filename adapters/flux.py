@@ -1,0 +1,38 @@
+"""FLUX.1 (dev, schnell, Fill, Control, Kontext, ControlNet) and VisualCloze: double blocks, then single blocks.
+
+Both lists take and return text and image as two streams (diffusers >= 0.35), so that they are decided as one.
+"""
+
+from __future__ import annotations
+
+from cachedit_cli.engine.pattern import ForwardPattern
+from cachedit_cli.registry import BlockList, ModelAdapter, register
+
+register(
+    ModelAdapter(
+        name="flux",
+        transformer="FluxTransformer2DModel",
+        lists=(
+            BlockList("transformer_blocks", ForwardPattern.Pattern_1, "num_layers"),
+            BlockList("single_transformer_blocks", ForwardPattern.Pattern_1, "num_single_layers"),
+        ),
+        chain=True,
+        pipelines=(
+            "FluxPipeline",
+            "FluxControlPipeline",
+            "FluxControlImg2ImgPipeline",
+            "FluxControlInpaintPipeline",
+            "FluxControlNetPipeline",
+            "FluxControlNetImg2ImgPipeline",
+            "FluxControlNetInpaintPipeline",
+            "FluxFillPipeline",
+            "FluxImg2ImgPipeline",
+            "FluxInpaintPipeline",
+            "FluxKontextPipeline",
+            "FluxKontextInpaintPipeline",
+            "VisualClozePipeline",
+            "VisualClozeGenerationPipeline",
+        ),
+        guidance="one forward; with true_cfg_scale > 1 two, conditional first",
+    )
+)

@@ -1,0 +1,69 @@
+"""cachedit: diffusion transformers several times faster, by reusing the residuals of their blocks across steps.
+
+The names of the Unified Cache APIs, imported when they are first used, so that the command line need not load torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .api import cached, disable_cache, enable_cache, refresh_context, summary
+    from .engine.adapter import BlockAdapter, ParamsModifier
+    from .engine.config import CalibratorConfig, DBCacheConfig, DBPruneConfig, TaylorSeerCalibratorConfig
+    from .engine.functor import PatchFunctor
+    from .engine.mask import steps_mask
+    from .engine.pattern import ForwardPattern, Streams
+    from .registry import BlockAdapterRegister
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "BlockAdapter": ".engine.adapter",
+    "BlockAdapterRegister": ".registry",
+    "CalibratorConfig": ".engine.config",
+    "DBCacheConfig": ".engine.config",
+    "DBPruneConfig": ".engine.config",
+    "ForwardPattern": ".engine.pattern",
+    "ParamsModifier": ".engine.adapter",
+    "PatchFunctor": ".engine.functor",
+    "Streams": ".engine.pattern",
+    "TaylorSeerCalibratorConfig": ".engine.config",
+    "cached": ".api",
+    "disable_cache": ".api",
+    "enable_cache": ".api",
+    "refresh_context": ".api",
+    "steps_mask": ".engine.mask",
+    "summary": ".api",
+}
+
+__all__ = [
+    "BlockAdapter",
+    "BlockAdapterRegister",
+    "CalibratorConfig",
+    "DBCacheConfig",
+    "DBPruneConfig",
+    "ForwardPattern",
+    "ParamsModifier",
+    "PatchFunctor",
+    "Streams",
+    "TaylorSeerCalibratorConfig",
+    "cached",
+    "disable_cache",
+    "enable_cache",
+    "refresh_context",
+    "steps_mask",
+    "summary",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,408 @@
+"""Puts the runners into a model and takes them out again, whatever happens in between.
+
+A block's call is intercepted on the instance, in the slot that ``nn.Module.__call__`` asks before it runs hooks and
+``forward`` (``_compiled_call_impl``, the one that ``Module.compile`` fills; PyTorch 2.1 to 2.13). So accelerate's and
+diffusers' hooks, LoRA and compiled blocks stay inside the wrapper: a reused block triggers none of them, a computed one
+all, and deep copies come without it. No list, class or ``forward`` is changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol
+
+from torch import nn
+
+from ..errors import InputError, RunError
+from .adapter import BlockAdapter, Member
+from .clock import Announced, Clock, Forward, Loop, Signature, Tick
+from .config import CacheConfig, CalibratorConfig, DBCacheConfig, DBPruneConfig, complete, fit, merge
+from .functor import PatchFunctor
+from .mask import steps_mask
+from .pattern import find_slots
+from .prune import BlockPrune
+from .runner import BlockCache, Call, Runner, Unit
+from .snapshots import Calibration
+from .stats import ContextInfo, DecisionLog
+
+__all__ = ["Installation", "install", "installed"]
+
+_SLOT = "_compiled_call_impl"
+_MISSING = object()
+
+
+class Undoable(Protocol):
+    """A change that can be taken back."""
+
+    def undo(self) -> None: ...
+
+
+class CallPatch:
+    """One module whose calls are intercepted."""
+
+    def __init__(self, module: nn.Module, make: Callable[[Call], Call]) -> None:
+        self._module = module
+        self._make = make
+        self._previous: Any = _MISSING
+        self._call: Call | None = None
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Wrap again if something else, such as ``Module.compile``, took the slot."""
+        held = vars(self._module).get(_SLOT, _MISSING)
+        if held is self._call:
+            return
+        self._previous = held
+        inner = self._module._call_impl if held is _MISSING or held is None else held
+        self._call = self._make(inner)
+        vars(self._module)[_SLOT] = self._call
+
+    def undo(self) -> None:
+        if vars(self._module).get(_SLOT, _MISSING) is not self._call:
+            return
+        if self._previous is _MISSING:
+            del vars(self._module)[_SLOT]
+        else:
+            vars(self._module)[_SLOT] = self._previous
+
+
+class MethodPatch:
+    """Stands in for a method on one instance; a deep copy of the instance gets its class's own method back."""
+
+    def __init__(self, owner: object, name: str, make: Callable[[Call], Call]) -> None:
+        self._owner = owner
+        self._name = name
+        self._previous = vars(owner).get(name, _MISSING)
+        self._call = make(getattr(owner, name))
+        vars(owner)[name] = self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        owner = memo.get(id(self._owner), self._owner)
+        return getattr(type(owner), self._name).__get__(owner)
+
+    def undo(self) -> None:
+        if vars(self._owner).get(self._name) is not self:
+            return
+        if self._previous is _MISSING:
+            del vars(self._owner)[self._name]
+        else:
+            vars(self._owner)[self._name] = self._previous
+
+
+class FunctorPatch:
+    """What a PatchFunctor changed, and nothing else, to put it back."""
+
+    def __init__(self, functor: PatchFunctor, model: nn.Module) -> None:
+        before = [(module, dict(vars(module))) for module in model.modules()]
+        functor.apply(model)
+        self._changed = [
+            (module, name, old.get(name, _MISSING))
+            for module, old in before
+            for name in {*vars(module), *old}
+            if vars(module).get(name, _MISSING) is not old.get(name, _MISSING)
+        ]
+
+    def undo(self) -> None:
+        for module, name, old in self._changed:
+            if old is _MISSING:
+                vars(module).pop(name, None)
+            else:
+                vars(module)[name] = old
+
+
+class Site:
+    """What the transformers of one installation share."""
+
+    def __init__(self, pipe: Any, log: DecisionLog, separate_cfg: bool) -> None:
+        self.clock = Clock()
+        self.log = log
+        self.separate_cfg = separate_cfg
+        self.stations: list[Station] = []
+        self._pipe = pipe
+        self._generation = -1
+
+    def restart(self, reason: str | None = None) -> None:
+        """Drop all state, with a line in the log if that is out of the ordinary; a generation begins next."""
+        self._drop(reason)
+        self.clock.restart()
+
+    def arrive(self, tick: Tick) -> None:
+        """Drop the last generation's state when the first forward of another one comes."""
+        if tick.generation != self._generation:
+            self._generation = tick.generation
+            self._drop(None)
+
+    def _drop(self, reason: str | None) -> None:
+        for station in self.stations:
+            for runner in station.runners:
+                runner.drop(self.clock.generation, self.clock.step, reason)
+
+    def listen(self, original: Call) -> Call:
+        """Hear from the pipeline's progress bar where its denoising loop begins and ends."""
+
+        def progress_bar(*args: Any, **kwargs: Any) -> Any:
+            bar = original(*args, **kwargs)
+            steps = getattr(self._pipe, "_num_timesteps", None) or getattr(bar, "total", None)
+            loop = Loop(steps, lambda: getattr(getattr(self._pipe, "scheduler", None), "timesteps", None))
+            self.restart()
+            self.clock.loop = loop
+            close = bar.close
+
+            def closed() -> None:
+                close()
+                if self.clock.loop is loop:
+                    self.clock.loop = None
+                    self.restart()  # frees what is kept, before the pipeline decodes
+
+            bar.close = closed
+            return bar
+
+        return progress_bar
+
+
+class Station:
+    """One transformer: follows its forwards and tells its runners where they stand."""
+
+    def __init__(self, model: nn.Module, site: Site) -> None:
+        self.model = model
+        self.runners: list[Runner[Any]] = []
+        self.patches: list[CallPatch] = []  # of the blocks
+        self._site = site
+        self._signature = Signature(model.forward)
+        self._announced: Announced | None = None
+        self._generation = -1
+        self._thread: int | None = None
+
+    def announce(self, original: Call) -> Call:
+        """Hear from ``cache_context`` which branch comes."""
+
+        @contextlib.contextmanager
+        def cache_context(name: str, *args: Any, **kwargs: Any) -> Iterator[None]:
+            before = self._announced
+            self._announced = Announced(name, kwargs.get("step_index"))
+            try:
+                with original(name, *args, **kwargs):
+                    yield
+            finally:
+                self._announced = before
+
+        return cache_context
+
+    def forward(self, inner: Call, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Run one forward of the transformer."""
+        caller = threading.get_ident()
+        if self._thread == caller:
+            return inner(*args, **kwargs)  # a model that calls itself
+        if self._thread is not None:
+            raise RunError(
+                f"{type(self.model).__name__}: two threads are in this transformer at once, and its cache can only "
+                "follow one; give each thread a pipeline with a transformer of its own"
+            )
+        self._thread = caller
+        try:
+            self._begin(args, kwargs)
+            output = inner(*args, **kwargs)
+            for runner in self.runners:
+                runner.end()
+        except BaseException:
+            self._site.restart("error")
+            raise
+        finally:
+            self._thread = None
+        return output
+
+    def _begin(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        for patch in self.patches:
+            patch.refresh()
+        tick = self._site.clock.tick(id(self.model), self._read(args, kwargs), self._steps(), self._site.separate_cfg)
+        self._site.arrive(tick)
+        if tick.generation != self._generation:
+            self._generation = tick.generation
+            for runner in self.runners:
+                runner.mask, runner.own_steps = self._lay_out(runner)
+        for runner in self.runners:
+            runner.begin(tick)
+
+    def _read(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Forward:
+        announced, loop = self._announced, self._site.clock.loop
+        if announced is not None and announced.step_index is not None:
+            moment: float | None = announced.step_index
+        else:
+            moment = self._signature.moment(args, kwargs, wait=announced is None or loop is None)
+        if moment is None and loop is None and self._steps() is None:
+            raise InputError(
+                f"{type(self.model).__name__} is called without pipeline and timestep, so that nothing tells where a "
+                "generation ends: set num_inference_steps in the cache_config, or with refresh_context"
+            )
+        sample = self._signature.sample(args, kwargs)
+        if announced is not None:
+            return Forward(moment, announced.name, (), {}, sample)
+        marks, flags = self._signature.marks(args, kwargs)
+        return Forward(moment, None, flags, marks, sample)
+
+    def _steps(self) -> int | None:
+        loop = self._site.clock.loop
+        if loop is not None and loop.steps is not None:
+            return loop.steps
+        return next((runner.config.num_inference_steps for runner in self.runners), None)
+
+    def _lay_out(self, runner: Runner[Any]) -> tuple[Sequence[int] | None, bool]:
+        """Return a runner's mask for this generation, and whether it counts this transformer's own steps."""
+        mask, own = runner.config.steps_computation_mask, runner.config.num_inference_steps
+        if mask is None:
+            return None, False
+        total = self._steps()
+        alone = len(self._site.stations) > 1 and own is not None and own != total
+        steps = own if alone else total
+        where = f"{runner.unit.name}: steps_computation_mask"
+        if isinstance(mask, str):
+            if steps is None:
+                raise InputError(f"{where}: the policy {mask!r} needs the number of steps; set num_inference_steps")
+            return steps_mask(mask_policy=mask, total_steps=steps), alone
+        if steps is not None and len(mask) != steps:
+            raise InputError(f"{where}: has {len(mask)} bits, but this generation has {steps} steps")
+        return mask, alone
+
+
+class ModelCall:
+    """Stands in for a transformer's call, and is where its installation is found again."""
+
+    def __init__(self, station: Station, installation: Installation, inner: Call) -> None:
+        self.installation = installation
+        self._station = station
+        self._inner = inner
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._station.forward(self._inner, args, kwargs)
+
+
+def installed(model: nn.Module) -> Installation | None:
+    """Return the cache that is in place in a transformer, if any."""
+    call = vars(model).get(_SLOT)
+    return call.installation if isinstance(call, ModelCall) else None
+
+
+@dataclass
+class Installation:
+    """A cache in place. ``remove`` takes it out; as a context manager it does so on leaving."""
+
+    adapter: BlockAdapter
+    log: DecisionLog
+    cache_config: CacheConfig
+    calibrator_config: CalibratorConfig | None
+    _site: Site
+    _patches: list[Undoable]
+
+    def __enter__(self) -> Installation:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.remove()
+
+    @property
+    def transformers(self) -> list[nn.Module]:
+        return [station.model for station in self._site.stations]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes kept between steps now."""
+        return sum(runner.nbytes for station in self._site.stations for runner in station.runners)
+
+    def restart(self) -> None:
+        """Drop all state; the next forward begins a generation."""
+        self._site.restart()
+
+    def remove(self) -> None:
+        """Put everything back as it was before."""
+        self._site.restart()
+        while self._patches:
+            self._patches.pop().undo()
+
+
+def install(
+    adapter: BlockAdapter,
+    cache_config: CacheConfig | None = None,
+    calibrator_config: CalibratorConfig | None = None,
+    log: DecisionLog | None = None,
+) -> Installation:
+    """Wrap the blocks of an adapter. Nothing stays changed if this fails.
+
+    Args:
+        adapter: What to wrap.
+        cache_config: Settings shared by all lists; None is ``DBCacheConfig()``.
+        calibrator_config: Calibrator shared by all lists; None holds the last residual.
+        log: Continues an earlier log.
+
+    Raises:
+        InputError: Adapter, settings and model do not fit together.
+    """
+    shared = complete(cache_config) if cache_config is not None else DBCacheConfig()
+    if adapter.has_separate_cfg and shared.enable_separate_cfg is None:
+        shared = replace(shared, enable_separate_cfg=True)
+    log = log if log is not None else DecisionLog()
+    site = Site(adapter.pipe, log, bool(shared.enable_separate_cfg))
+    patches: list[Undoable] = []
+    installation = Installation(adapter, log, shared, calibrator_config, site, patches)
+    try:
+        if adapter.patch_functor is not None:
+            patches.extend(FunctorPatch(adapter.patch_functor, model) for model in adapter.transformers())
+        stations: dict[int, Station] = {}
+        infos, used = [], set[int]()
+        for member in adapter.members():
+            if used & {id(block) for block in member.blocks}:
+                raise InputError(f"{member.name}: a block of it is in another list too")
+            used |= {id(block) for block in member.blocks}
+            station = stations.setdefault(id(member.transformer), Station(member.transformer, site))
+            runner, info = _runner(member, shared, calibrator_config, log)
+            infos.append(info)
+            station.runners.append(runner)
+            for index, block in enumerate(member.blocks):
+                station.patches.append(CallPatch(block, partial(runner.wrap, index)))
+                patches.append(station.patches[-1])
+        for station in stations.values():
+            site.stations.append(station)
+            patches.append(CallPatch(station.model, partial(ModelCall, station, installation)))
+            if callable(getattr(station.model, "cache_context", None)):
+                patches.append(MethodPatch(station.model, "cache_context", station.announce))
+        if callable(getattr(adapter.pipe, "progress_bar", None)):
+            patches.append(MethodPatch(adapter.pipe, "progress_bar", site.listen))
+        log.contexts[:] = infos
+    except BaseException:
+        installation.remove()
+        raise
+    return installation
+
+
+def _runner(
+    member: Member, shared: CacheConfig, calibrator: CalibratorConfig | None, log: DecisionLog
+) -> tuple[Runner[Any], ContextInfo]:
+    modifier = member.modifier
+    config = merge(shared, modifier.cache_config if modifier is not None else None)
+    own = modifier.calibrator_config if modifier is not None else None
+    if own is not None:
+        calibrator = merge(calibrator, own) if type(calibrator) is type(own) else complete(own)
+    elif calibrator is not None:
+        calibrator = complete(calibrator)
+    config, notes = fit(config, len(member.blocks), member.name)
+    unit = Unit(member.name, member.streams, [find_slots(block.forward, member.streams) for block in member.blocks])
+    calibration = Calibration.of(calibrator)
+    runner: Runner[Any]
+    if isinstance(config, DBPruneConfig):
+        runner = BlockPrune(unit, config, calibration, log)
+    else:
+        runner = BlockCache(unit, config, calibration, log)
+    settings = {"type": config.kind, **config.as_dict()}
+    settings["calibrator"] = {"type": calibrator.kind, **calibrator.as_dict()} if calibrator else {"type": "hold"}
+    classes = list(dict.fromkeys(type(block).__name__ for block in member.blocks))
+    info = ContextInfo(
+        member.name, type(member.transformer).__name__, " + ".join(classes), str(member.streams), unit.count, settings
+    )
+    info.notes.extend(notes)
+    return runner, info
