@@ -102,6 +102,11 @@ class Record(Facts):
         """Say how the run ended."""
         self.status, self.error, self.finished = status, error, _now()
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return what ``run.json`` holds."""
+        facts = {"schema": SCHEMA, **vars(self)}
+        return facts | {"images": [asdict(image) for image in self.images], "log": self.log.as_dict()}
+
     def stats(self, generation: int | None = None) -> list[ContextStats]:
         """Return the statistics of one generation, or of all of them together."""
         self.log.settle()
@@ -183,11 +188,8 @@ class RunFolder:
 
     def write(self, record: Record) -> Path:
         """Write ``run.json``, replacing the earlier one at once."""
-        facts = {"schema": SCHEMA, **vars(record)}
-        facts["images"] = [asdict(image) for image in record.images]
-        facts["log"] = record.log.as_dict()
         path = self.path / _FILE
-        write_whole(path, readable_json(facts).encode())
+        write_whole(path, readable_json(record.as_dict()).encode())
         return path
 
     def discard(self) -> None:
