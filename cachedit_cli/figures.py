@@ -185,15 +185,12 @@ def differences_of(rows: Iterable[Row]) -> dict[str, float | None]:
 
 def differences(stats: Sequence[ContextStats]) -> Sheet | None:
     """Return the percentiles of the differences, a row per context and branch; None if none was measured."""
-    if not any(row.diff is not None for context in stats for row in context.rows):
+    found = [differences_of(branch.rows) for _, branch in _branches(stats)]
+    if all(shares["max"] is None for shares in found):
         return None
     rows = [
-        [
-            *_names(stats, context, branch),
-            str(len(branch.cached_steps)),
-            *map(number, differences_of(branch.rows).values()),
-        ]
-        for context, branch in _branches(stats)
+        [*_names(stats, context, branch), str(len(branch.cached_steps)), *map(number, shares.values())]
+        for (context, branch), shares in zip(_branches(stats), found, strict=True)
     ]
     return Sheet(["context", "branch", "cached steps", *_SHARES], rows, words=2, headed=True)
 

@@ -124,22 +124,22 @@ def stats_table(stats: Sequence[ContextStats], details: bool = False) -> Rendera
     """
     parts: list[RenderableType] = []
     if stats:
-        parts += [_table(figures.summary(stats)), Text()]
+        parts.append(_table(figures.summary(stats)))
         differences = figures.differences(stats)
         if differences is not None:
-            parts += [Text(_DIFFERENCES), _table(differences), Text()]
+            parts.append(Group(Text(_DIFFERENCES), _table(differences)))
     reason = why_nothing_cached(stats)
     if reason is not None:
-        parts += [Text(reason, "yellow"), Text()]
+        parts.append(Text(reason, "yellow"))
     for context in stats if details else ():
-        parts.append(Text(context.name, "bold"))
-        parts += [_indented(Text(line)) for line in _about(context.info)] if context.info is not None else []
+        about = _about(context.info) if context.info is not None else []
+        parts.append(Group(Text(context.name, "bold"), *(_indented(Text(line)) for line in about)))
         for branch in context.branches:
             marks = strip(branch.rows)
-            legend = _LEGEND_PRUNED if figures.PRUNED in marks else _LEGEND
-            parts += [Text(), Text(_branch_line(branch)), _indented(_lines(marks)), _indented(_Marks(legend)), Text()]
-            parts += [_indented(_table(figures.steps_sheet(branch))), Text()]
-    return Group(*parts[:-1])
+            legend = _Marks(_LEGEND_PRUNED if figures.PRUNED in marks else _LEGEND)
+            parts.append(Group(Text(_branch_line(branch)), _indented(_lines(marks)), _indented(legend)))
+            parts.append(_indented(_table(figures.steps_sheet(branch))))
+    return Group(*(part for each in parts for part in (Text(), each)))
 
 
 def stats_markdown(stats: Sequence[ContextStats], details: bool = False) -> str:
