@@ -100,14 +100,24 @@ class FunctorPatch:
     """What a PatchFunctor changed, and nothing else, to put it back."""
 
     def __init__(self, functor: PatchFunctor, model: nn.Module) -> None:
-        before = [(module, dict(vars(module))) for module in model.modules()]
-        functor.apply(model)
+        self._before = [(module, dict(vars(module))) for module in model.modules()]
+        self._changed: list[tuple[nn.Module, str, Any]] = []
+        try:
+            functor.apply(model)
+        except BaseException:  # half applied
+            self._compare()
+            self.undo()
+            raise
+        self._compare()
+
+    def _compare(self) -> None:
         self._changed = [
             (module, name, old.get(name, _MISSING))
-            for module, old in before
+            for module, old in self._before
             for name in {*vars(module), *old}
             if vars(module).get(name, _MISSING) is not old.get(name, _MISSING)
         ]
+        self._before.clear()
 
     def undo(self) -> None:
         for module, name, old in self._changed:
