@@ -1,0 +1,278 @@
+"""Makes what a recipe asks for: checks, opens the pipeline, caches, generates, and records each picture at once.
+
+Knows the order of things and how a pipeline is called; prints nothing, but tells a ``Watcher``. Imports torch only when
+it generates.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from . import pipeline
+from .engine.stats import DecisionLog, Row
+from .errors import CacheditError, InputError, RunError
+from .models import locate
+from .plan import Job, adapters, call_arguments, jobs
+from .recipe import Recipe
+from .runs import Image, Record, RunFolder
+from .timing import timed
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Outcome", "Watcher", "generate"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A run that ended; ``record.status`` says how."""
+
+    folder: Path
+    record: Record
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return where the run is and what ``run.json`` says, as plain data."""
+        return {"folder": str(self.folder), **self.record.as_dict()}
+
+
+class Watcher(Protocol):
+    """Is told what happens, as it happens."""
+
+    def opened(self, device: str, dtype: str, seconds: float) -> None:
+        """The weights are loaded."""
+
+    def begins(self, batch: Sequence[Job], steps: int | None) -> None:
+        """A pipeline call begins."""
+
+    def row(self, row: Row) -> None:
+        """One context is done with one step."""
+
+    def saved(self, files: Sequence[Path], seconds: float) -> None:
+        """The pictures of the call are on the disk."""
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A pipeline that is ready.
+
+    Attributes:
+        arguments: What each call gets, besides prompt and seed.
+        steps: Denoising steps, also where the pipeline's default counts.
+        seconds: How long loading took.
+    """
+
+    pipe: Any
+    device: torch.device
+    dtype: torch.dtype
+    arguments: Mapping[str, Any]
+    steps: int | None
+    seconds: float
+
+
+def generate(recipe: Recipe, *, command: Sequence[str], version: str, watcher: Watcher) -> Outcome:
+    """Make the pictures of a recipe.
+
+    What was finished stays on the disk with its record, however the run ends. An interrupt is an outcome, not an
+    exception.
+
+    Raises:
+        InputError: Recipe and model, or recipe and machine, do not fit.
+        RunError: The model could not be loaded, or its call failed.
+    """
+    record = Record(cachedit=version, recipe=recipe.resolved(), command=list(command))
+    folder = RunFolder.create(recipe.name, recipe.output.dir)
+    started = time.perf_counter()
+    try:
+        device = pipeline.pick_device(recipe.model.device)
+        with pipeline.quiet():
+            opened = _open(recipe, device)
+            record.environment = _environment(opened)
+            record.timings["load"] = opened.seconds
+            watcher.opened(str(device), record.environment["dtype"], opened.seconds)
+            with _caching(recipe, opened) as record.log:
+                record.log.listener = watcher.row
+                for number, batch in enumerate(_batches(jobs(recipe), recipe.generate.batch_size)):
+                    _make(opened, batch, number, folder, record, watcher)
+        record.finish("done")
+    except KeyboardInterrupt:
+        record.finish("interrupted")
+    except BaseException as error:
+        record.finish("failed", pipeline.first_line(error))
+        raise
+    finally:
+        record.timings["total"] = time.perf_counter() - started
+        if record.images:
+            folder.write(record)
+        else:
+            folder.discard()
+    return Outcome(folder.path, record)
+
+
+def _open(recipe: Recipe, device: torch.device) -> _Opened:
+    model, arguments = recipe.model, call_arguments(recipe)
+    files = locate(model.id, model.revision)
+    dtype = pipeline.pick_dtype(model.dtype, device)
+    cls = pipeline.call_class(files, model.pipeline, model.revision)
+    prompted = recipe.generate.all_prompts() != (None,)
+    pipeline.check_arguments(cls, arguments, recipe.generate.extra, prompted)
+    started = time.perf_counter()
+    pipe = pipeline.load(files, cls, model, device, dtype)
+    steps = arguments.get("num_inference_steps", pipeline.default_steps(cls))
+    return _Opened(pipe, device, dtype, arguments, steps, time.perf_counter() - started)
+
+
+@contextmanager
+def _caching(recipe: Recipe, opened: _Opened) -> Iterator[DecisionLog]:
+    """Cache the pipeline's blocks as the recipe says, as long as the block is open; the log tells what happened."""
+    files = locate(recipe.model.id, recipe.model.revision)  # again, as only loading may have brought them here
+    defaults = next((adapter.defaults for adapter in adapters(recipe, files).values()), None)
+    config = recipe.cache_config(opened.steps, defaults)
+    if config is None:
+        yield DecisionLog()
+        return
+    from .api import cached
+
+    target = _spelled_out(recipe, opened) if recipe.blocks else opened.pipe
+    with cached(target, cache_config=config, calibrator_config=recipe.calibrator_config()) as cache:
+        yield cache.log
+
+
+def _spelled_out(recipe: Recipe, opened: _Opened) -> Any:
+    """Return the BlockAdapter for the recipe's `blocks`."""
+    from .engine.adapter import BlockAdapter, ParamsModifier
+    from .engine.pattern import ForwardPattern
+
+    parts: dict[str, list[tuple[Any, ForwardPattern, ParamsModifier]]] = {}
+    joined = [len(entry.paths()) > 1 for entry in recipe.blocks]
+    if any(joined) and len(joined) > 1:
+        raise InputError("blocks: joined paths cannot stand beside other entries")
+    for place, (entry, own) in enumerate(zip(recipe.blocks, recipe.modifiers(opened.steps), strict=True)):
+        for path in entry.paths():
+            blocks = pipeline.block_list(opened.pipe, path, f"blocks[{place}].path")
+            found = (blocks, list(ForwardPattern)[entry.pattern], ParamsModifier(*own))
+            parts.setdefault(path.partition(".")[0], []).append(found)
+    return BlockAdapter(
+        pipe=opened.pipe,
+        transformer=[opened.pipe.components[part] for part in parts],
+        blocks=[[blocks for blocks, _, _ in lists] for lists in parts.values()],
+        forward_pattern=[[pattern for _, pattern, _ in lists] for lists in parts.values()],
+        params_modifiers=[[modifier for _, _, modifier in lists] for lists in parts.values()],
+        chain=any(joined),
+    )
+
+
+def _batches(todo: Sequence[Job], size: int) -> Iterator[list[Job]]:
+    """Yield jobs that share a pipeline call; pictures without a prompt come one by one."""
+    batch: list[Job] = []
+    for job in todo:
+        batch.append(job)
+        if len(batch) == size or job.prompt is None:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _make(
+    opened: _Opened, batch: Sequence[Job], number: int, folder: RunFolder, record: Record, watcher: Watcher
+) -> None:
+    """Make the pictures of one pipeline call, and record them."""
+    watcher.begins(batch, opened.steps)
+    known = len(record.log.rows)
+    with timed(opened.pipe, opened.device) as seconds:
+        pictures = _call(opened, batch, watcher, bare=not record.log.contexts)
+    for part, value in seconds.items():
+        record.timings[part] = (record.timings.get(part) or 0.0) + value
+    whole = sum(seconds.values())
+    rows = record.log.rows[known:]
+    negative = opened.arguments.get("negative_prompt")
+    for job, picture in zip(batch, pictures, strict=True):
+        file = folder.save_image(
+            picture,
+            prompt=job.prompt,
+            negative_prompt=negative,
+            seed=job.seed,
+            cachedit=record.cachedit,
+            settings=record.recipe,
+        )
+        record.images.append(
+            Image(
+                file=file,
+                prompt=job.prompt,
+                negative_prompt=negative,
+                seed=job.seed,
+                width=picture.width,
+                height=picture.height,
+                steps=opened.steps,
+                seconds=whole / len(batch),
+                timings=seconds,
+                generation=rows[0].generation if rows else number,
+            )
+        )
+    folder.write(record)
+    watcher.saved([folder.path / image.file for image in record.images[-len(batch) :]], whole)
+
+
+def _call(opened: _Opened, batch: Sequence[Job], watcher: Watcher, bare: bool) -> list[Any]:
+    """Call the pipeline for a batch and return its pictures; ``bare`` has no decisions that tell of the steps."""
+    import torch
+
+    # On the CPU and one a picture: the same noise on every device and in every batch.
+    generators = [torch.Generator().manual_seed(job.seed) for job in batch]
+    one = len(batch) == 1
+    given = {**opened.arguments, "generator": generators[0] if one else generators}
+    if batch[0].prompt is not None:
+        given["prompt"] = batch[0].prompt if one else [job.prompt for job in batch]
+    if "negative_prompt" in given and not one:
+        given["negative_prompt"] = [given["negative_prompt"]] * len(batch)
+
+    def step_ends(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        watcher.row(Row(0, step, "transformer", "", "compute", "not cached"))
+        return tensors
+
+    name = type(opened.pipe).__name__
+    if bare and pipeline.takes(type(opened.pipe), "callback_on_step_end"):
+        given["callback_on_step_end"] = step_ends
+    try:
+        result = opened.pipe(**given)
+    except CacheditError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        if Path(frames[-1].filename).is_relative_to(Path(__file__).parent):
+            raise  # a bug, and ours
+        said = pipeline.first_line(error)
+        if any(frame.name == "check_inputs" for frame in frames):
+            raise InputError(f"generate: {name} refuses its arguments: {said}") from error
+        small = "; try a smaller batch_size, height and width, or another dtype"
+        raise RunError(f"{name} failed: {said}{small if 'OutOfMemory' in type(error).__name__ else ''}") from error
+    pictures = getattr(result, "images", None)
+    if not isinstance(pictures, list) or len(pictures) != len(batch):
+        raise RunError(f"{name} did not return a picture for each prompt, and nothing else can be saved yet")
+    return pictures
+
+
+def _environment(opened: _Opened) -> dict[str, Any]:
+    import diffusers
+    import torch
+    import transformers
+
+    device = opened.device
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "transformers": transformers.__version__,
+        "platform": platform.platform(),
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "dtype": str(opened.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,230 @@
+"""Opens diffusers pipelines: the device, the number format, the class and its call, then the weights.
+
+Knows the model section of a recipe and what a pipeline's call takes; knows nothing of caching, images or tables.
+Torch and diffusers are imported by the functions that need them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import logging
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from .errors import CacheditError, InputError, RunError
+from .models import ModelFiles
+
+if TYPE_CHECKING:
+    import torch
+
+    from .recipe_model import Model
+
+__all__ = [
+    "block_list",
+    "call_class",
+    "check_arguments",
+    "default_steps",
+    "first_line",
+    "load",
+    "pick_device",
+    "pick_dtype",
+    "quiet",
+    "takes",
+]
+
+# By name: the hub's client has changed its HTTP library between versions.
+_NO_CONNECTION = ("ConnectError", "ConnectionError", "ConnectTimeout", "ReadTimeout", "ProxyError")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence load reports, progress bars and warnings of the libraries; their errors still come through."""
+    from transformers.utils import logging as transformers_logging  # first: diffusers makes it talk when imported
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    from diffusers.utils import logging as diffusers_logging
+
+    diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    if not sys.stderr.isatty():
+        from huggingface_hub.utils.tqdm import disable_progress_bars
+
+        disable_progress_bars()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def pick_device(asked: str) -> torch.device:
+    """Return the device that a recipe asks for; ``auto`` takes CUDA, then MPS, then the CPU."""
+    import torch
+
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if asked == "auto":
+        return torch.device(next(name for name, there in found.items() if there))
+    try:
+        device = torch.device(asked)
+    except RuntimeError as error:
+        raise InputError(f"model.device: {asked!r} is no device; give auto, cpu, cuda, cuda:N or mps") from error
+    if not found.get(device.type, False):
+        usable = ", ".join(name for name, there in found.items() if there)
+        raise InputError(f"model.device: {asked!r} is not available here (available: {usable}; auto takes the best)")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"model.device: {asked!r}: there are {torch.cuda.device_count()} CUDA devices, from cuda:0")
+    return device
+
+
+def pick_dtype(asked: str, device: torch.device) -> torch.dtype:
+    """Return the number format that a recipe asks for; ``auto`` is bfloat16 on CUDA, else float32."""
+    import torch
+
+    if asked == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    formats = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    return formats[asked]
+
+
+def call_class(files: ModelFiles, asked: str | None, revision: str | None) -> type[Any]:
+    """Return the pipeline class that will be used: the recipe's ``model.pipeline``, or the one the model names."""
+    import diffusers
+
+    name = asked or files.pipeline
+    if name is None:
+        with _hub_errors(files.id):
+            index = diffusers.DiffusionPipeline.load_config(files.id, revision=revision)
+        name = index.get("_class_name") if isinstance(index, dict) else None
+    if not isinstance(name, str):
+        raise InputError(f"model.id: {files.id}: brings a pipeline class of its own; only those of diffusers are used")
+    found = getattr(diffusers, name, None)
+    if isinstance(found, type) and issubclass(found, diffusers.DiffusionPipeline):
+        return found
+    names = [each for each in dir(diffusers) if each.endswith("Pipeline")]
+    where = "model.pipeline" if asked else f"model.id: {files.id}"
+    raise InputError(f"{where}: diffusers {diffusers.__version__} has no pipeline {name!r}{_nearest(name, names)}")
+
+
+def check_arguments(pipeline: type[Any], arguments: Mapping[str, Any], extra: Iterable[str], prompted: bool) -> None:
+    """Refuse arguments that the pipeline's call does not take, and a missing prompt.
+
+    Args:
+        arguments: What the call will get, besides prompt and seed.
+        extra: Those of them that stand under ``generate.extra``.
+        prompted: There is a prompt.
+
+    Raises:
+        InputError: All that is wrong, one argument a line.
+    """
+    named = [name for name in inspect.signature(pipeline.__call__).parameters if name != "self"]
+    places = {name: f"generate.extra.{name}" if name in extra else f"generate.{name}" for name in arguments}
+    if prompted:
+        places["prompt"] = "generate.prompt"
+    problems = [
+        f"{place}: {pipeline.__name__} takes no such argument{_nearest(name, named)}"
+        for name, place in places.items()
+        if not takes(pipeline, name)
+    ]
+    if takes(pipeline, "prompt") and not prompted and not any(name.startswith("prompt") for name in arguments):
+        problems.append(f"generate.prompt: missing, and {pipeline.__name__} draws what a prompt says")
+    if problems:
+        raise InputError("\n".join(problems))
+
+
+def takes(pipeline: type[Any], argument: str) -> bool:
+    """Return whether the pipeline's call takes an argument."""
+    parameters = inspect.signature(pipeline.__call__).parameters
+    return argument in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+
+
+def default_steps(pipeline: type[Any]) -> int | None:
+    """Return the number of steps that the pipeline's call takes when it is not told."""
+    parameter = inspect.signature(pipeline.__call__).parameters.get("num_inference_steps")
+    return parameter.default if parameter is not None and isinstance(parameter.default, int) else None
+
+
+def load(files: ModelFiles, pipeline: type[Any], model: Model, device: torch.device, dtype: torch.dtype) -> Any:
+    """Load the weights and move them to the device.
+
+    Raises:
+        InputError: There is no such model.
+        RunError: It could not be downloaded or loaded, or does not go onto the device.
+    """
+    import diffusers
+
+    opener = pipeline if model.pipeline else diffusers.DiffusionPipeline
+    with _hub_errors(files.id):
+        opened = opener.from_pretrained(
+            files.source,
+            torch_dtype=dtype,  # the new name, ``dtype``, is not known to diffusers before 0.42
+            revision=model.revision,
+            variant=model.variant,
+        )
+    opened.set_progress_bar_config(disable=True)
+    try:
+        return opened.to(device)
+    except RuntimeError as error:
+        raise RunError(f"{files.id} does not go onto {device}: {first_line(error)}") from error
+
+
+def block_list(pipe: Any, path: str, where: str) -> Any:
+    """Return the block list at a path such as ``transformer.transformer_blocks``; ``where`` names it in errors."""
+    from torch import nn
+
+    part, _, inner = path.partition(".")
+    modules = {name: module for name, module in pipe.components.items() if isinstance(module, nn.Module)}
+    if part not in modules:
+        raise InputError(f"{where}: {type(pipe).__name__} has no part {part!r}{_nearest(part, modules)}")
+    lists = {name: module for name, module in modules[part].named_modules() if isinstance(module, nn.ModuleList)}
+    if inner not in lists:
+        raise InputError(f"{where}: {type(modules[part]).__name__} has no block list {inner!r}{_nearest(inner, lists)}")
+    return lists[inner]
+
+
+def first_line(error: BaseException) -> str:
+    """Return type and first line of an exception's message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+@contextmanager
+def _hub_errors(model_id: str) -> Iterator[None]:
+    """Turn what the hub's client and diffusers raise for a missing or broken model into one sentence."""
+    from huggingface_hub import errors as hub
+
+    try:
+        yield
+    except CacheditError:
+        raise
+    except Exception as error:
+        # diffusers reports each of these as "has no model_index.json"; the reason is what that came from.
+        chain = list(_causes(error))
+        if any(isinstance(each, hub.GatedRepoError) for each in chain):
+            raise InputError(
+                f"model.id: {model_id}: access must be granted first: accept the terms on its hub page, then "
+                "`hf auth login`"
+            ) from error
+        if any(isinstance(each, (hub.RepositoryNotFoundError, hub.RevisionNotFoundError)) for each in chain):
+            raise InputError(f"model.id: {model_id}: neither a local folder nor a model on the hub") from error
+        if any(isinstance(each, (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled)) for each in chain) or any(
+            type(each).__name__ in _NO_CONNECTION for each in chain
+        ):
+            raise RunError(
+                f"{model_id} is neither a local folder nor complete in the hub's cache, and the hub cannot be reached"
+            ) from error
+        raise RunError(f"{model_id} could not be loaded: {first_line(error)}") from error
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

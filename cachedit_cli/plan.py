@@ -1,0 +1,232 @@
+"""What a recipe amounts to: pictures, arguments, adapters, contexts, the mask. From configuration files alone.
+
+Loads no weights and no torch and opens no network: what only the loaded model would tell is left out, or said to be
+unknown.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from . import demo, registry
+from .engine.config import CacheConfig, CalibratorConfig, DBPruneConfig, TaylorSeerCalibratorConfig, fit, merge
+from .engine.mask import steps_mask
+from .engine.pattern import ForwardPattern, Streams, as_streams
+from .engine.stats import ContextInfo
+from .errors import InputError
+from .models import ModelFiles, locate
+from .recipe import Recipe
+from .registry import ModelAdapter
+from .report import Plan
+
+__all__ = ["Job", "adapters", "build", "call_arguments", "jobs"]
+
+# Arguments that decide how many steps there are, besides their number.
+_SCHEDULE = ("sigmas", "timesteps", "strength", "denoising_start", "denoising_end")
+_WORDS = "max_sequence_length"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to make."""
+
+    prompt: str | None
+    seed: int
+
+
+def jobs(recipe: Recipe) -> list[Job]:
+    """Return a job for each prompt and seed, prompts outside."""
+    settings = recipe.generate
+    return [Job(prompt, seed) for prompt in settings.all_prompts() for seed in settings.all_seeds()]
+
+
+def call_arguments(recipe: Recipe) -> dict[str, Any]:
+    """Return what every pipeline call gets besides prompt and seed: the recipe's, above the model's own defaults."""
+    settings = recipe.generate
+    named = {
+        "negative_prompt": settings.negative_prompt,
+        "num_inference_steps": settings.num_inference_steps,
+        "guidance_scale": settings.guidance_scale,
+        "true_cfg_scale": settings.true_cfg_scale,
+        "height": settings.height,
+        "width": settings.width,
+        "max_sequence_length": settings.max_sequence_length,
+    }
+    defaults = demo.DEFAULTS if recipe.model.id == demo.MODEL_ID else {}
+    return {**defaults, **{name: value for name, value in named.items() if value is not None}, **settings.extra}
+
+
+def adapters(recipe: Recipe, files: ModelFiles) -> dict[str, ModelAdapter]:
+    """Return the adapter of each transformer that the recipe caches, by the part's name.
+
+    Empty where nothing is cached, where the recipe spells its blocks out, and where the parts are not known yet.
+
+    Raises:
+        InputError: None fits the model, or the one that the recipe names does not.
+    """
+    if recipe.cache.type == "none" or recipe.blocks:
+        return {}
+    named = recipe.adapter if recipe.adapter != "auto" else None
+    if named is not None:
+        registry.by_name(named)  # says which there are
+    if not files.components:
+        return {}
+    known = {part: adapter for part, cls in files.components.items() if (adapter := registry.find(cls)) is not None}
+    fitting = {part: adapter for part, adapter in known.items() if named in (None, adapter.name)}
+    if fitting:
+        return fitting
+    classes = [cls for part, cls in files.components.items() if part.startswith("transformer")]
+    has = ", ".join(classes) or "no transformer"
+    if known:
+        mine = ", ".join(sorted({adapter.name for adapter in known.values()}))
+        raise InputError(f"adapter: {named!r} does not fit {files.id}, whose transformer is {has}: that is {mine!r}")
+    if named is not None:
+        wanted = ", ".join(each.transformer for each in registry.all_adapters() if each.name == named)
+        raise InputError(f"adapter: {named!r} is for {wanted}, but {files.id} has {has}")
+    every = [adapter.transformer for adapter in registry.all_adapters()]
+    near = [name for cls in classes for name in difflib.get_close_matches(cls, every, n=1, cutoff=0.8)]
+    hint = f" (the nearest that is known: {near[0]})" if near else ""
+    raise InputError(
+        f"adapter: none is registered for {files.id}, which has {has}{hint}; "
+        "spell the block lists out under `blocks`, or generate with --no-cache"
+    )
+
+
+def build(recipe: Recipe) -> Plan:
+    """Return the plan of a run.
+
+    Raises:
+        InputError: Recipe, model and adapter do not fit together, as far as that is known without weights.
+    """
+    files = locate(recipe.model.id, recipe.model.revision)
+    arguments = call_arguments(recipe)
+    steps = arguments.get("num_inference_steps")
+    used = adapters(recipe, files)
+    first = next(iter(used.values()), None)
+    named = first.name if first else recipe.adapter if recipe.adapter not in (None, "auto") else None
+    config = recipe.cache_config(steps, first.defaults if first else None)
+    calibrator = recipe.calibrator_config()
+    every = _contexts(recipe, files, used, config, steps) if config else []
+    contexts = [context for context in every if context.blocks]
+    size = (arguments.get("width"), arguments.get("height"))
+    notes = [] if files.folder else ["the model is not in the hub's cache: its download will tell what it consists of"]
+    if steps is None:
+        notes.append("the number of steps is the pipeline's default, and shows when it is loaded")
+    notes += [f"{context.name}: how many blocks it has is not known yet" for context in every if not context.blocks]
+    notes += sorted({adapter.note for adapter in used.values() if adapter.note})
+    return Plan(
+        recipe=recipe.name,
+        model=recipe.model.id,
+        device=recipe.model.device,
+        dtype=recipe.model.dtype,
+        adapter=None if config is None else "blocks of the recipe" if recipe.blocks else named or "auto",
+        pipeline=recipe.model.pipeline or files.pipeline,
+        transformer=", ".join(cls for part, cls in files.components.items() if part.startswith("transformer")) or None,
+        guidance=first.guidance if first else None,
+        contexts=contexts,
+        cache=config.kind if config else None,
+        settings=config.as_dict() if config else {},
+        calibrator=(calibrator or CalibratorConfig()).kind if config else None,
+        calibrator_settings=calibrator.as_dict() if config and calibrator else {},
+        mask=_mask(config, steps, arguments) if config else None,
+        steps=steps,
+        images=len(jobs(recipe)),
+        size=(size[0], size[1]) if isinstance(size[0], int) and isinstance(size[1], int) else None,
+        cache_bytes=_cache_bytes(recipe, files, used, contexts, config, arguments) if config else None,
+        notes=notes,
+    )
+
+
+def _contexts(
+    recipe: Recipe, files: ModelFiles, used: dict[str, ModelAdapter], config: CacheConfig, steps: int | None
+) -> list[ContextInfo]:
+    if recipe.blocks:
+        return [
+            _context(files, entry.paths(), list(ForwardPattern)[entry.pattern], {}, config, own)
+            for entry, (own, _) in zip(recipe.blocks, recipe.modifiers(steps), strict=True)
+        ]
+    found = []
+    for part, adapter in used.items():
+        facts = files.config(part)
+        lengths = {f"{part}.{each.path}": facts.get(each.length) for each in adapter.lists if each.length}
+        for unit in [adapter.lists] if adapter.chain else [(each,) for each in adapter.lists]:
+            paths = [f"{part}.{each.path}" for each in unit]
+            found.append(_context(files, paths, unit[0].pattern, lengths, config, None))
+    return found
+
+
+def _context(
+    files: ModelFiles,
+    paths: Sequence[str],
+    pattern: ForwardPattern | Streams,
+    lengths: Mapping[str, Any],
+    shared: CacheConfig,
+    own: CacheConfig | None,
+) -> ContextInfo:
+    name = " + ".join(paths)
+    counts = [lengths.get(path) or files.count(*path.split(".", 1)) for path in paths]
+    config, notes = merge(shared, own), list[str]()
+    known = [count for count in counts if isinstance(count, int)]
+    blocks = sum(known) if len(known) == len(counts) else 0
+    if blocks:
+        config, notes = fit(config, blocks, name)
+    changed = {key: value for key, value in config.as_dict().items() if value != shared.as_dict()[key]}
+    model = files.components.get(paths[0].partition(".")[0], "")
+    return ContextInfo(name, model, "", str(as_streams(pattern)), blocks, changed, notes)
+
+
+def _mask(config: CacheConfig, steps: int | None, arguments: Mapping[str, Any]) -> list[int] | None:
+    mask = config.steps_computation_mask
+    if mask is None or (isinstance(mask, str) and steps is None):
+        return None
+    if isinstance(mask, str):
+        return steps_mask(mask_policy=mask, total_steps=steps)
+    if steps is not None and len(mask) != steps and not arguments.keys() & _SCHEDULE:
+        raise InputError(f"cache.steps_computation_mask: has {len(mask)} bits, but there are {steps} steps")
+    return list(mask)
+
+
+def _cache_bytes(
+    recipe: Recipe,
+    files: ModelFiles,
+    used: Mapping[str, ModelAdapter],
+    contexts: Sequence[ContextInfo],
+    config: CacheConfig,
+    arguments: Mapping[str, Any],
+) -> int | None:
+    """Estimate what is held between steps; None where the configuration files do not tell the shapes.
+
+    They do for models like FLUX: latents packed into tokens, text tokens beside them, guidance as a second forward.
+    """
+    part, adapter = next(iter(used.items()), ("", None))
+    facts, vae = files.config(part), files.config("vae")
+    levels, latents = vae.get("block_out_channels"), vae.get("latent_channels")
+    keys = ("in_channels", "num_attention_heads", "attention_head_dim")
+    values = [facts.get(key) for key in keys] + [arguments.get(key) for key in ("height", "width", _WORDS)]
+    numbers = [value for value in values if isinstance(value, int)]
+    if adapter is None or not levels or not latents or len(numbers) < len(values):
+        return None
+    channels, heads, head, height, width, words = numbers
+    pixels = 2 ** (len(levels) - 1) * math.isqrt(channels // latents)  # along a side of a token
+    image = (height // pixels) * (width // pixels)
+    calibrator = recipe.calibrator_config()
+    kept = calibrator.taylorseer_order + 1 if isinstance(calibrator, TaylorSeerCalibratorConfig) else 1
+    tokens = 0
+    for context, each in zip(contexts, adapter.lists, strict=False):
+        states = image + words * (len(as_streams(each.pattern).carried) > 1)
+        fitted, _ = fit(config, context.blocks, context.name)
+        if isinstance(fitted, DBPruneConfig):
+            always = {*range(fitted.Fn_compute_blocks), *fitted.non_prune_block_ids}
+            always |= set(range(context.blocks - fitted.Bn_compute_blocks, context.blocks))
+            tokens += (context.blocks - len(always)) * (kept * states + image)
+        else:
+            compared = fitted.Fn_compute_blocks > 0 and 0 < fitted.residual_diff_threshold < 1
+            tokens += kept * states + image * compared
+    guided = (arguments.get("true_cfg_scale") or 0) > 1 and arguments.get("negative_prompt") is not None
+    half = recipe.model.dtype in ("bfloat16", "float16")
+    pictures = min(recipe.generate.batch_size, len(jobs(recipe)))
+    return tokens * heads * head * pictures * (1 + guided) * (2 if half else 4)
