@@ -6,7 +6,7 @@ Knows what a valid value is; knows nothing of models, so limits that depend on o
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -85,6 +85,10 @@ def _whole(name: str, value: Any, low: int, meaning: str = "") -> str | None:
     return None
 
 
+def _flag(name: str, value: Any) -> str | None:
+    return None if isinstance(value, bool) else f"{name}: {value!r} is neither True nor False"
+
+
 def _number(name: str, value: Any) -> str | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
         return f"{name}: {value!r} is not a number"
@@ -133,7 +137,7 @@ class CacheConfig(Settings):
 
     def __post_init__(self) -> None:
         mask = self.steps_computation_mask
-        if mask is not None and mask not in POLICIES:
+        if isinstance(mask, Iterable) and mask not in POLICIES:
             bits = tuple(int(bit) if bit in ("0", "1", 0, 1) else bit for bit in mask)
             object.__setattr__(self, "steps_computation_mask", bits)
         super().__post_init__()
@@ -150,10 +154,12 @@ class CacheConfig(Settings):
                 return _whole(name, value, -1, " (-1 is no limit)")
             case "residual_diff_threshold" | "max_dynamic_prune_threshold" | "dynamic_prune_threshold_relax_ratio":
                 return _number(name, value)
+            case "enable_separate_cfg" | "cfg_compute_first" | "cfg_diff_compute_separate" | "audit":
+                return _flag(name, value)
             case "steps_computation_policy" if value not in ("dynamic", "static"):
                 return f"{name}: {value!r} is neither 'dynamic' nor 'static'"
             case "steps_computation_mask" if value not in POLICIES:
-                if not value or any(bit not in (0, 1) for bit in value):
+                if not isinstance(value, tuple) or not value or any(bit not in (0, 1) for bit in value):
                     return f"{name}: {value!r} is neither bits (0 and 1) nor one of {', '.join(POLICIES)}"
                 if value[0] == 0:
                     return f"{name}: begins with 0, but the first step has nothing to reuse; begin with 1"
@@ -184,13 +190,17 @@ class DBPruneConfig(CacheConfig):
     kind: ClassVar[str] = "DBPrune"
 
     def __post_init__(self) -> None:
-        if self.non_prune_block_ids is not None:
+        if isinstance(self.non_prune_block_ids, Iterable):
             object.__setattr__(self, "non_prune_block_ids", tuple(self.non_prune_block_ids))
         super().__post_init__()
 
     def _problem(self, name: str, value: Any) -> str | None:
         if name == "non_prune_block_ids" and value is not None:
+            if not isinstance(value, tuple):
+                return f"{name}: {value!r} is not a list of block numbers"
             return next((text for block in value if (text := _whole(name, block, 0))), None)
+        if name == "enable_dynamic_prune_threshold" and value is not None:
+            return _flag(name, value)
         return super()._problem(name, value)
 
 
@@ -213,6 +223,8 @@ class CalibratorConfig(Settings):
     def _problem(self, name: str, value: Any) -> str | None:
         if name == "calibrator_cache_type" and value not in (None, "residual", "hidden_states"):
             return f"{name}: {value!r} is neither 'residual' nor 'hidden_states'"
+        if name in ("enable_calibrator", "enable_encoder_calibrator") and value is not None:
+            return _flag(name, value)
         return None
 
 
