@@ -28,9 +28,9 @@ STEPS = 60
 
 class Add(nn.Module):
     def forward(
-        self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor
+        self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, temb: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        return encoder_hidden_states, hidden_states + 1.0
+        return encoder_hidden_states, hidden_states + temb
 
 
 class Model(nn.Module):
@@ -41,9 +41,10 @@ class Model(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, timestep: torch.Tensor
     ) -> torch.Tensor:
+        temb = (timestep / 1000).to(hidden_states.dtype)
         for block in self.transformer_blocks:
             encoder_hidden_states, hidden_states = block(
-                hidden_states=hidden_states, encoder_hidden_states=encoder_hidden_states
+                hidden_states=hidden_states, encoder_hidden_states=encoder_hidden_states, temb=temb
             )
         return hidden_states
 
@@ -72,30 +73,27 @@ def enable(package: Any, model: Model, config: str, threshold: float, order: int
     return adapter
 
 
-def seconds(model: Model, shape: tuple[int, ...] = (1, 64, 64)) -> float:
-    """Return the median time of a step of one generation, its first steps left out."""
-    h, e = torch.randn(shape), torch.randn(shape)
-    times = [torch.tensor([1000.0 - step]) for step in range(STEPS)]
-    spent = []
+def added(packages: list[Any], kind: str) -> dict[str, float]:
+    """Return the microseconds that each package adds to a step: plain and wrapped models take turns at every step."""
+    config, threshold, taylor, blocks = KINDS[kind]
+    models = {package.__name__: Model(40) for package in packages} | {"plain": Model(blocks)}
+    adapters = [
+        (package, enable(package, models[package.__name__], config, threshold, int(taylor), STEPS))
+        for package in packages
+    ]
+    h, e = torch.randn(1, 64, 64), torch.randn(1, 64, 64)
+    spent: dict[str, list[float]] = {name: [] for name in models}
     with torch.no_grad():
         for step in range(STEPS):
-            began = time.perf_counter()
-            model(h, e, times[step])
-            spent.append(time.perf_counter() - began)
-    return statistics.median(spent[8:])
-
-
-def added(package: Any, kind: str) -> float:
-    """Return the microseconds that a package adds to a step."""
-    config, threshold, taylor, blocks = KINDS[kind]
-    plain = seconds(Model(blocks))
-    model = Model(40)
-    adapter = enable(package, model, config, threshold, int(taylor), STEPS)
-    try:
-        wrapped = seconds(model)
-    finally:
+            now = torch.tensor([1000.0 - step])
+            for name, model in models.items():
+                began = time.perf_counter()
+                model(h, e, now)
+                spent[name].append(time.perf_counter() - began)
+    for package, adapter in adapters:
         package.disable_cache(adapter)
-    return (wrapped - plain) * 1e6
+    medians = {name: statistics.median(values[8:]) * 1e6 for name, values in spent.items()}
+    return {package.__name__: medians[package.__name__] - medians["plain"] for package in packages}
 
 
 def kept(package: Any, order: int) -> float:
@@ -135,11 +133,8 @@ def measure(rounds: int) -> dict[str, dict[str, float]]:
         print("cache-dit is not installed: no second column", file=sys.stderr)
     results: dict[str, dict[str, float]] = {}
     for kind in KINDS:
-        taken: dict[str, list[float]] = {package.__name__: [] for package in packages}
-        for _ in range(rounds):
-            for package in packages:
-                taken[package.__name__].append(added(package, kind))
-        results[f"{kind} step, added us"] = {name: statistics.median(values) for name, values in taken.items()}
+        rows = [added(packages, kind) for _ in range(rounds)]
+        results[f"{kind} step, added us"] = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
     sizes: dict[str, Callable[[Any], float]] = {
         "DBCache, bytes": lambda package: kept(package, 0),
         "TaylorSeer order 1, bytes": lambda package: kept(package, 1),

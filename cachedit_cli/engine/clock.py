@@ -155,6 +155,9 @@ class Branch:
 
 
 def _distance(a: object, b: object) -> float:
+    """Return how far apart two samples are, which may be lists of tensors; infinite if they cannot be compared."""
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
+        return sum(_distance(x, y) for x, y in zip(a, b, strict=True))
     if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.shape != b.shape:
         return 0.0 if a is b else math.inf
     return float((a.float() - b.float()).abs().mean().item())

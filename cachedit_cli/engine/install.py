@@ -229,12 +229,12 @@ class Station:
         return output
 
     def _begin(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-        for patch in self.patches:
-            patch.refresh()
         tick = self._site.clock.tick(id(self.model), self._read(args, kwargs), self._steps(), self._site.separate_cfg)
         self._site.arrive(tick)
         if tick.generation != self._generation:
             self._generation = tick.generation
+            for patch in self.patches:
+                patch.refresh()
             for runner in self.runners:
                 runner.mask, runner.own_steps = self._lay_out(runner)
         for runner in self.runners:

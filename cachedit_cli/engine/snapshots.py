@@ -78,10 +78,7 @@ class Snapshots:
                 continue
             weights = self._weights(stream, len(kept), now)
             start = None if self._calibration.absolute else base.get(stream)
-            if start is None:
-                total = torch.mul(kept[0], weights[0])
-            else:
-                total = torch.add(start, kept[0], alpha=weights[0])
+            total = torch.mul(kept[0], weights[0]) if start is None else torch.add(start, kept[0], alpha=weights[0])
             for tensor, weight in zip(kept[1:], weights[1:], strict=False):
                 total.add_(tensor, alpha=weight)
             result[stream] = total
