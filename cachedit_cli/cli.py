@@ -1,29 +1,24 @@
-"""The command line: parses, calls one function, prints. Exit codes and messages of errors are decided here.
+"""The command line: parses, calls one function, prints.
 
-Knows options and consoles; what they mean is known elsewhere. Each command imports what it uses when it runs, so that
-none but `run` and `doctor` waits for torch.
-
-    0 done    1 the work failed    2 the input was wrong    3 a bug    130 interrupted
+Knows options and consoles; what they mean is known elsewhere, and what an error comes to in ``guard``. Each command
+imports what it uses when it runs, so that none but `run` and `doctor` waits for torch.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-import tempfile
 import time
-import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from enum import Enum
-from io import TextIOWrapper
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from . import __version__
 from .engine.mask import POLICIES, steps_mask
-from .errors import CacheditError, InputError
+from .errors import InputError
+from .guard import guarded, tell, tracebacks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,8 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "main"]
 
-BUG = 3
-INTERRUPTED = 130
 PIPE_WIDTH = 120  # columns of tables that no terminal limits
 REFRESH = 0.1  # seconds between two drawings of the live strip
 STEPS = 28  # of a mask that is laid out from a policy
@@ -74,24 +67,8 @@ class StatsFormat(str, Enum):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; with no arguments given, those of the process."""
-    for stream in (sys.stdout, sys.stderr):
-        # A terminal or pipe that cannot show a mark gets a question mark for it, not a crash.
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")
     given = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        app(args=given, prog_name="cachedit")
-    except SystemExit as end:
-        if end.code == INTERRUPTED:
-            _tell("interrupted")
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
-    except CacheditError as error:
-        _tell(str(error))
-        return error.exit_code
-    except Exception as error:
-        _tell(_bug(error, given))
-        return BUG
-    return 0
+    return guarded(lambda each: app(args=each, prog_name="cachedit"), given)
 
 
 def _show(console: Console, *shown: RenderableType) -> None:
@@ -103,34 +80,6 @@ def _show(console: Console, *shown: RenderableType) -> None:
         console.print(*shown, sep="\n")
     text = "\n".join(line.rstrip() for line in captured.get().splitlines())
     console.file.write(f"{text}\n")
-
-
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr)
-
-
-def _bug(error: Exception, arguments: Sequence[str]) -> str:
-    story = "".join(traceback.format_exception(error))
-    facts = f"cachedit {__version__}, Python {sys.version}, {sys.platform}\narguments: {list(arguments)}\n\n{story}"
-    what = f"this is a bug in cachedit: {type(error).__name__}: {error}"
-    try:
-        number, name = tempfile.mkstemp(prefix="cachedit-bug-", suffix=".txt", text=True)
-        with os.fdopen(number, "w", encoding="utf-8", errors="replace") as file:
-            file.write(facts)
-    except OSError:
-        return f"{what}\n{facts}"
-    return f"{what}\nPlease report it and attach {name}, which holds the traceback."
-
-
-@contextmanager
-def _tracebacks(wanted: bool) -> Iterator[None]:
-    """Show where an error that has a message of its own came from, besides that message."""
-    try:
-        yield
-    except Exception:
-        if wanted:
-            traceback.print_exc()
-        raise
 
 
 def _console(stderr: bool = False) -> Console:
@@ -200,7 +149,7 @@ def run(
     ):
         if value is not None:
             overrides.append(Override(option, key, value))
-    with _tracebacks(debug):
+    with tracebacks(debug):
         loaded = load(recipe, overrides)
         planned = plan.build(loaded)
         console = _console(stderr=as_json)
@@ -216,19 +165,33 @@ def run(
             outcome = generate(loaded, command=["cachedit", *sys.argv[1:]], version=__version__, watcher=screen)
     record = outcome.record
     if record.images:
-        stats = record.stats()
-        _show(console, report.stats_table(stats), report.headline(stats, _seconds(record)))
+        _show(console, *_tables(record))
     if as_json:
         facts = outcome.as_dict()
         print(readable_json(facts), end="")
     if record.status == "interrupted":
         kept = f", kept in {outcome.folder}" if record.images else ""
-        _tell(f"{len(record.images)} of {planned.images} pictures were finished{kept}")
+        tell(f"{len(record.images)} of {planned.images} pictures were finished{kept}")
         raise KeyboardInterrupt
 
 
-def _seconds(record: Record) -> float:
-    return sum(image.seconds or 0.0 for image in record.images)
+def _tables(record: Record, generation: int | None = None, details: bool = False) -> Iterator[RenderableType]:
+    """Yield the statistics of one generation, or of the whole run, and what they come to."""
+    from .report import stats_table
+
+    if record.log.contexts:
+        yield stats_table(record.stats(generation), details)
+    yield _summary(record, generation)
+
+
+def _summary(record: Record, generation: int | None) -> str:
+    from .report import headline
+
+    of = [image for image in record.images if generation in (None, image.generation)]
+    seconds = sum(image.seconds or 0.0 for image in of)
+    if not record.log.contexts:
+        return f"computed everything in {seconds:.2f} s: without caching"
+    return headline(record.stats(generation), seconds)
 
 
 class _Screen:
@@ -279,7 +242,7 @@ class _Screen:
             _show(self._console, live(self._rows, self._steps))
         for file in files:
             self._line(f"saved {file}")
-        self._line(f"{seconds:.2f} s")
+        self._line(f"took {seconds:.2f} s")
 
     def _draw(self, shown: Live) -> None:
         from .report import live
@@ -303,22 +266,22 @@ def stats(
     from .runs import load
 
     found = load(run)
-    record = found.record
-    # Steps of several generations have no order among each other, so details are those of the last one.
-    shown = record.stats(record.generations[-1] if details and record.generations else None)
+    record, calls = found.record, found.record.generations
+    about = f"{found.folder}: {record.status}" + (f" ({record.error})" if record.error else "")
+    about += f", {len(record.images)} picture{'s' if len(record.images) != 1 else ''}"
+    # The steps of one call have an order, those of several have none.
+    generation = calls[-1] if details and calls else None
+    if details and len(calls) > 1:
+        about += f"; the last of {len(calls)} calls"
     if style is StatsFormat.json:
         facts = {"run": str(found.folder), "status": record.status, "error": record.error, "timings": record.timings}
-        print(readable_json({**facts, **report.stats_json(shown, details)}), end="")
-        return
-    about = f"{found.folder}: {record.status}" + (f" ({record.error})" if record.error else "")
-    summary = report.headline(record.stats(), _seconds(record))
-    if style is StatsFormat.markdown:
-        print(f"# {about}\n\n{summary}\n\n{report.stats_markdown(shown, details)}", end="")
-        return
-    console = _console()
-    print(about)
-    _show(console, report.stats_table(shown, details))
-    print(summary)
+        print(readable_json({**facts, **report.stats_json(record.stats(generation), details)}), end="")
+    elif style is StatsFormat.markdown:
+        body = report.stats_markdown(record.stats(generation), details)
+        print(f"# {about}\n\n{_summary(record, generation)}\n\n{body}", end="")
+    else:
+        print(about)
+        _show(_console(), *_tables(record, generation, details))
 
 
 @app.command()
@@ -330,13 +293,18 @@ def mask(
     style: Annotated[MaskFormat, typer.Option("--format", help="How to write it.")] = MaskFormat.text,
 ) -> None:
     """Show a steps mask: which steps compute, and which may reuse."""
-    bins = {name: _bins(name, text) for name, text in (("compute", compute_bins), ("cache", cache_bins))}
-    if policy is not None and any(given is not None for given in bins.values()):
+    compute, cache = _bins("--compute-bins", compute_bins), _bins("--cache-bins", cache_bins)
+    spread = compute is not None or cache is not None
+    if policy is not None and spread:
         raise InputError("--policy and bins exclude each other: give one of them")
-    spread = any(given is not None for given in bins.values())
-    bits = steps_mask(
-        bins["compute"], bins["cache"], steps if spread or steps is not None else STEPS, policy or "medium"
-    )
+    try:
+        bits = steps_mask(compute, cache, STEPS if steps is None and not spread else steps, policy or "medium")
+    except InputError as error:
+        options = {"mask_policy": "policy", "total_steps": "steps", "compute_bins": "compute-bins"}
+        text = str(error).replace("cache_bins", "--cache-bins")
+        for name, option in options.items():
+            text = text.replace(name, f"--{option}")
+        raise InputError(text) from error
     from . import report
 
     if style is MaskFormat.json:
@@ -349,13 +317,13 @@ def mask(
         _show(_console(), report.mask_text(bits))
 
 
-def _bins(name: str, text: str | None) -> list[int] | None:
+def _bins(option: str, text: str | None) -> list[int] | None:
     if text is None:
         return None
     try:
         return [int(part) for part in text.split(",")] if text.strip() else []
     except ValueError:
-        raise InputError(f"--{name}-bins: {text!r} is not a list of whole numbers such as 6,1,1") from None
+        raise InputError(f"{option}: {text!r} is not a list of whole numbers such as 6,1,1") from None
 
 
 @recipes_app.callback(invoke_without_command=True)
@@ -381,7 +349,7 @@ def show(name: Annotated[str, typer.Argument(help="Name of a bundled recipe, or 
 
 @app.command()
 def validate(files: Annotated[list[str], typer.Argument(help="Recipe files, or names of bundled recipes.")]) -> None:
-    """Check recipes without running them, and show everything that is wrong."""
+    """Check recipes, and show everything that is wrong with them."""
     from .recipe import load
 
     problems = []
@@ -410,7 +378,7 @@ def schema() -> None:
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Write one JSON document to stdout.")] = False,
 ) -> None:
-    """Show versions, devices, and which options of recipes work on this machine."""
+    """Show versions, devices, and which options work on this machine."""
     from . import doctor as checks
 
     found = checks.examine()
@@ -419,14 +387,6 @@ def doctor(
 
         print(readable_json(found.as_dict()), end="")
     else:
-        for title, group in (
-            ("versions", found.versions),
-            ("devices", found.devices),
-            ("options of recipes", found.options),
-        ):
-            print(title)
-            width = max((len(check.what) for check in group), default=0)
-            for check in group:
-                print(f"  {'yes' if check.works else 'no ':3}  {check.what:{width}}  {check.note}".rstrip())
+        print("\n".join(found.lines()))
     if not found.healthy:
         raise typer.Exit(1)

@@ -9,6 +9,7 @@ import math
 import os
 import platform
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -53,6 +54,18 @@ class Findings:
     def as_dict(self) -> dict[str, Any]:
         """Return the findings as plain data."""
         return {"healthy": self.healthy, **asdict(self)}
+
+    def lines(self) -> Iterator[str]:
+        """Yield the findings for people, one a line."""
+        for title, checks in (
+            ("versions", self.versions),
+            ("devices", self.devices),
+            ("options of recipes", self.options),
+        ):
+            yield title
+            width = max((len(check.what) for check in checks), default=0)
+            for check in checks:
+                yield f"  {'yes' if check.works else 'no':3}  {check.what:{width}}  {check.note}".rstrip()
 
 
 def examine() -> Findings:

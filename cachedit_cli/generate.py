@@ -10,7 +10,7 @@ import platform
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -38,8 +38,8 @@ class Outcome:
     record: Record
 
     def as_dict(self) -> dict[str, Any]:
-        """Return where the run is and what ``run.json`` says, as plain data."""
-        return {"folder": str(self.folder), **self.record.as_dict()}
+        """Return what ``run.json`` says, and where it is: null if there was nothing to keep."""
+        return {"folder": str(self.folder) if self.record.images else None, **self.record.as_dict()}
 
 
 class Watcher(Protocol):
@@ -88,6 +88,29 @@ def generate(recipe: Recipe, *, command: Sequence[str], version: str, watcher: W
     """
     record = Record(cachedit=version, recipe=recipe.resolved(), command=list(command))
     folder = RunFolder.create(recipe.name, recipe.output.dir)
+    try:
+        _run(recipe, folder, record, watcher)
+    except KeyboardInterrupt:
+        record.finish("interrupted")
+    except BaseException as error:
+        record.finish("failed", pipeline.first_line(error))
+        with suppress(RunError):  # the first error is the one to tell
+            _keep(folder, record)
+        raise
+    else:
+        record.finish("done")
+    _keep(folder, record)
+    return Outcome(folder.path, record)
+
+
+def _keep(folder: RunFolder, record: Record) -> None:
+    if record.images:
+        folder.write(record)
+    else:
+        folder.discard()
+
+
+def _run(recipe: Recipe, folder: RunFolder, record: Record, watcher: Watcher) -> None:
     started = time.perf_counter()
     try:
         device = pipeline.pick_device(recipe.model.device)
@@ -100,19 +123,8 @@ def generate(recipe: Recipe, *, command: Sequence[str], version: str, watcher: W
                 record.log.listener = watcher.row
                 for number, batch in enumerate(_batches(jobs(recipe), recipe.generate.batch_size)):
                     _make(opened, batch, number, folder, record, watcher)
-        record.finish("done")
-    except KeyboardInterrupt:
-        record.finish("interrupted")
-    except BaseException as error:
-        record.finish("failed", pipeline.first_line(error))
-        raise
     finally:
         record.timings["total"] = time.perf_counter() - started
-        if record.images:
-            folder.write(record)
-        else:
-            folder.discard()
-    return Outcome(folder.path, record)
 
 
 def _open(recipe: Recipe, device: torch.device) -> _Opened:
@@ -186,8 +198,12 @@ def _make(
     """Make the pictures of one pipeline call, and record them."""
     watcher.begins(batch, opened.steps)
     known = len(record.log.rows)
-    with timed(opened.pipe, opened.device) as seconds:
-        pictures = _call(opened, batch, watcher, bare=not record.log.contexts)
+    try:
+        with timed(opened.pipe, opened.device) as seconds:
+            pictures = _call(opened, batch, watcher, bare=not record.log.contexts)
+    except BaseException:
+        del record.log.rows[known:]  # the record is about pictures that were finished
+        raise
     for part, value in seconds.items():
         record.timings[part] = (record.timings.get(part) or 0.0) + value
     whole = sum(seconds.values())
@@ -234,7 +250,7 @@ def _call(opened: _Opened, batch: Sequence[Job], watcher: Watcher, bare: bool) -
         given["negative_prompt"] = [given["negative_prompt"]] * len(batch)
 
     def step_ends(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        watcher.row(Row(0, step, "transformer", "", "compute", "not cached"))
+        watcher.row(Row(0, step, "transformer", "baseline", "compute", "not cached"))
         return tensors
 
     name = type(opened.pipe).__name__

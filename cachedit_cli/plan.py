@@ -63,7 +63,8 @@ def call_arguments(recipe: Recipe) -> dict[str, Any]:
 def adapters(recipe: Recipe, files: ModelFiles) -> dict[str, ModelAdapter]:
     """Return the adapter of each transformer that the recipe caches, by the part's name.
 
-    Empty where nothing is cached, where the recipe spells its blocks out, and where the parts are not known yet.
+    Empty where nothing is cached and where the recipe spells its blocks out. While the model's parts are not known,
+    the recipe is believed.
 
     Raises:
         InputError: None fits the model, or the one that the recipe names does not.
@@ -71,10 +72,9 @@ def adapters(recipe: Recipe, files: ModelFiles) -> dict[str, ModelAdapter]:
     if recipe.cache.type == "none" or recipe.blocks:
         return {}
     named = recipe.adapter if recipe.adapter != "auto" else None
-    if named is not None:
-        registry.by_name(named)  # says which there are
+    one = registry.by_name(named) if named is not None else None
     if not files.components:
-        return {}
+        return {"transformer": one} if one else {}
     known = {part: adapter for part, cls in files.components.items() if (adapter := registry.find(cls)) is not None}
     fitting = {part: adapter for part, adapter in known.items() if named in (None, adapter.name)}
     if fitting:
@@ -107,27 +107,32 @@ def build(recipe: Recipe) -> Plan:
     steps = arguments.get("num_inference_steps")
     used = adapters(recipe, files)
     first = next(iter(used.values()), None)
-    named = first.name if first else recipe.adapter if recipe.adapter not in (None, "auto") else None
     config = recipe.cache_config(steps, first.defaults if first else None)
     calibrator = recipe.calibrator_config()
-    every = _contexts(recipe, files, used, config, steps) if config else []
-    contexts = [context for context in every if context.blocks]
+    units = _units(recipe, files, used, config, steps) if config else []
+    known = [unit for unit in units if unit.info.blocks]
     size = (arguments.get("width"), arguments.get("height"))
     notes = [] if files.folder else ["the model is not in the hub's cache: its download will tell what it consists of"]
     if steps is None:
         notes.append("the number of steps is the pipeline's default, and shows when it is loaded")
-    notes += [f"{context.name}: how many blocks it has is not known yet" for context in every if not context.blocks]
+    notes += [f"{unit.info.name}: how many blocks it has is not known yet" for unit in units if unit not in known]
     notes += sorted({adapter.note for adapter in used.values() if adapter.note})
     return Plan(
         recipe=recipe.name,
         model=recipe.model.id,
         device=recipe.model.device,
         dtype=recipe.model.dtype,
-        adapter=None if config is None else "blocks of the recipe" if recipe.blocks else named or "auto",
+        adapter=None
+        if config is None
+        else "blocks of the recipe"
+        if recipe.blocks
+        else first.name
+        if first
+        else "auto",
         pipeline=recipe.model.pipeline or files.pipeline,
         transformer=", ".join(cls for part, cls in files.components.items() if part.startswith("transformer")) or None,
         guidance=first.guidance if first else None,
-        contexts=contexts,
+        contexts=[unit.info for unit in known],
         cache=config.kind if config else None,
         settings=config.as_dict() if config else {},
         calibrator=(calibrator or CalibratorConfig()).kind if config else None,
@@ -136,47 +141,59 @@ def build(recipe: Recipe) -> Plan:
         steps=steps,
         images=len(jobs(recipe)),
         size=(size[0], size[1]) if isinstance(size[0], int) and isinstance(size[1], int) else None,
-        cache_bytes=_cache_bytes(recipe, files, used, contexts, config, arguments) if config else None,
+        cache_bytes=_cache_bytes(recipe, files, units, arguments),
         notes=notes,
     )
 
 
-def _contexts(
+@dataclass(frozen=True)
+class _Unit:
+    """Blocks that are decided together, with the settings in force for them."""
+
+    info: ContextInfo
+    streams: Streams
+    config: CacheConfig
+    calibrator: CalibratorConfig | None
+
+
+def _units(
     recipe: Recipe, files: ModelFiles, used: dict[str, ModelAdapter], config: CacheConfig, steps: int | None
-) -> list[ContextInfo]:
+) -> list[_Unit]:
+    shared = recipe.calibrator_config()
     if recipe.blocks:
         return [
-            _context(files, entry.paths(), list(ForwardPattern)[entry.pattern], {}, config, own)
-            for entry, (own, _) in zip(recipe.blocks, recipe.modifiers(steps), strict=True)
+            _unit(files, entry.paths(), list(ForwardPattern)[entry.pattern], {}, (config, own), calibrator or shared)
+            for entry, (own, calibrator) in zip(recipe.blocks, recipe.modifiers(steps), strict=True)
         ]
     found = []
     for part, adapter in used.items():
         facts = files.config(part)
         lengths = {f"{part}.{each.path}": facts.get(each.length) for each in adapter.lists if each.length}
-        for unit in [adapter.lists] if adapter.chain else [(each,) for each in adapter.lists]:
-            paths = [f"{part}.{each.path}" for each in unit]
-            found.append(_context(files, paths, unit[0].pattern, lengths, config, None))
+        for lists in [adapter.lists] if adapter.chain else [(each,) for each in adapter.lists]:
+            paths = [f"{part}.{each.path}" for each in lists]
+            found.append(_unit(files, paths, lists[0].pattern, lengths, (config, None), shared))
     return found
 
 
-def _context(
+def _unit(
     files: ModelFiles,
     paths: Sequence[str],
     pattern: ForwardPattern | Streams,
     lengths: Mapping[str, Any],
-    shared: CacheConfig,
-    own: CacheConfig | None,
-) -> ContextInfo:
-    name = " + ".join(paths)
+    configs: tuple[CacheConfig, CacheConfig | None],
+    calibrator: CalibratorConfig | None,
+) -> _Unit:
+    name, streams = " + ".join(paths), as_streams(pattern)
     counts = [lengths.get(path) or files.count(*path.split(".", 1)) for path in paths]
-    config, notes = merge(shared, own), list[str]()
     known = [count for count in counts if isinstance(count, int)]
     blocks = sum(known) if len(known) == len(counts) else 0
+    config, notes = merge(*configs), list[str]()
     if blocks:
         config, notes = fit(config, blocks, name)
-    changed = {key: value for key, value in config.as_dict().items() if value != shared.as_dict()[key]}
+    shared = configs[0].as_dict()
+    changed = {key: value for key, value in config.as_dict().items() if value != shared[key]}
     model = files.components.get(paths[0].partition(".")[0], "")
-    return ContextInfo(name, model, "", str(as_streams(pattern)), blocks, changed, notes)
+    return _Unit(ContextInfo(name, model, "", str(streams), blocks, changed, notes), streams, config, calibrator)
 
 
 def _mask(config: CacheConfig, steps: int | None, arguments: Mapping[str, Any]) -> list[int] | None:
@@ -190,43 +207,33 @@ def _mask(config: CacheConfig, steps: int | None, arguments: Mapping[str, Any]) 
     return list(mask)
 
 
-def _cache_bytes(
-    recipe: Recipe,
-    files: ModelFiles,
-    used: Mapping[str, ModelAdapter],
-    contexts: Sequence[ContextInfo],
-    config: CacheConfig,
-    arguments: Mapping[str, Any],
-) -> int | None:
+def _cache_bytes(recipe: Recipe, files: ModelFiles, units: Sequence[_Unit], arguments: Mapping[str, Any]) -> int | None:
     """Estimate what is held between steps; None where the configuration files do not tell the shapes.
 
     They do for models like FLUX: latents packed into tokens, text tokens beside them, guidance as a second forward.
     """
-    part, adapter = next(iter(used.items()), ("", None))
-    facts, vae = files.config(part), files.config("vae")
+    facts, vae = files.config("transformer"), files.config("vae")
     levels, latents = vae.get("block_out_channels"), vae.get("latent_channels")
     keys = ("in_channels", "num_attention_heads", "attention_head_dim")
     values = [facts.get(key) for key in keys] + [arguments.get(key) for key in ("height", "width", _WORDS)]
     numbers = [value for value in values if isinstance(value, int)]
-    if adapter is None or not levels or not latents or len(numbers) < len(values):
+    if not levels or not latents or len(numbers) < len(values) or not all(unit.info.blocks for unit in units):
         return None
     channels, heads, head, height, width, words = numbers
     pixels = 2 ** (len(levels) - 1) * math.isqrt(channels // latents)  # along a side of a token
     image = (height // pixels) * (width // pixels)
-    calibrator = recipe.calibrator_config()
-    kept = calibrator.taylorseer_order + 1 if isinstance(calibrator, TaylorSeerCalibratorConfig) else 1
     tokens = 0
-    for context, each in zip(contexts, adapter.lists, strict=False):
-        states = image + words * (len(as_streams(each.pattern).carried) > 1)
-        fitted, _ = fit(config, context.blocks, context.name)
-        if isinstance(fitted, DBPruneConfig):
-            always = {*range(fitted.Fn_compute_blocks), *fitted.non_prune_block_ids}
-            always |= set(range(context.blocks - fitted.Bn_compute_blocks, context.blocks))
-            tokens += (context.blocks - len(always)) * (kept * states + image)
+    for unit in units:
+        config, count = unit.config, unit.info.blocks
+        order = unit.calibrator.taylorseer_order if isinstance(unit.calibrator, TaylorSeerCalibratorConfig) else 0
+        snapshots = (order + 1) * (image + words * (len(unit.streams.carried) > 1))
+        if isinstance(config, DBPruneConfig):
+            computed = {*range(config.Fn_compute_blocks), *range(count - config.Bn_compute_blocks, count)}
+            tokens += (count - len(computed.union(config.non_prune_block_ids))) * (snapshots + image)
         else:
-            compared = fitted.Fn_compute_blocks > 0 and 0 < fitted.residual_diff_threshold < 1
-            tokens += kept * states + image * compared
+            compared = config.Fn_compute_blocks > 0 and 0 < config.residual_diff_threshold < 1
+            tokens += snapshots + image * compared
     guided = (arguments.get("true_cfg_scale") or 0) > 1 and arguments.get("negative_prompt") is not None
     half = recipe.model.dtype in ("bfloat16", "float16")
     pictures = min(recipe.generate.batch_size, len(jobs(recipe)))
-    return tokens * heads * head * pictures * (1 + guided) * (2 if half else 4)
+    return tokens * heads * head * pictures * (1 + guided) * (2 if half else 4) or None
