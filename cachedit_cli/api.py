@@ -14,9 +14,11 @@ from typing import Any, TypeVar
 from torch import nn
 
 from . import registry
+from .detect import candidates, keep_what_fits
 from .engine.adapter import BlockAdapter, ParamsModifier
 from .engine.config import CacheConfig, CalibratorConfig, DBCacheConfig, complete, merge
 from .engine.install import Installation, install, installed
+from .engine.pattern import ForwardPattern, Streams, as_streams
 from .engine.stats import ContextStats, collect
 from .errors import InputError
 
@@ -173,7 +175,24 @@ def _install(
         cache = merge(DBCacheConfig(), known.defaults if known is not None else None)
     for old in _installations(adapter):
         old.remove()
-    return install(adapter, cache, calibrator)
+    return _find_and_install(adapter, cache, calibrator) if adapter.auto else install(adapter, cache, calibrator)
+
+
+def _find_and_install(adapter: BlockAdapter, cache: CacheConfig, calibrator: CalibratorConfig | None) -> Installation:
+    """Wrap every list that could fit; the first forward shows which of them do."""
+    models = adapter.transformers()
+    pattern = adapter.forward_pattern
+    if len(models) != 1 or not isinstance(pattern, (ForwardPattern, Streams)):
+        raise InputError("BlockAdapter: auto takes one transformer and one forward_pattern")
+    model, streams = models[0], as_streams(pattern)
+    found = candidates(model, streams)
+    if not found:
+        raise InputError(f"{_class_name(model)}: no list of blocks takes {', '.join(streams.takes)}, as {streams} does")
+    known = replace(adapter, auto=False, blocks=[candidate.blocks for candidate in found])
+    installation = install(known, cache, calibrator)
+    units = [info.name for info in installation.log.contexts]
+    keep_what_fits(installation, model, dict(zip(units, found, strict=True)), streams)
+    return installation
 
 
 def _class_name(model: nn.Module) -> str:

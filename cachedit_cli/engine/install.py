@@ -44,7 +44,8 @@ class Undoable(Protocol):
 class CallPatch:
     """One module whose calls are intercepted."""
 
-    def __init__(self, module: nn.Module, make: Callable[[Call], Call]) -> None:
+    def __init__(self, module: nn.Module, make: Callable[[Call], Call], unit: str = "") -> None:
+        self.unit = unit
         self._module = module
         self._make = make
         self._previous: Any = _MISSING
@@ -329,6 +330,18 @@ class Installation:
         """Drop all state; the next forward begins a generation."""
         self._site.restart()
 
+    def retain(self, names: set[str]) -> None:
+        """Take out every unit but those named; may be called inside a forward."""
+        for station in self._site.stations:
+            for runner in [runner for runner in station.runners if runner.unit.name not in names]:
+                runner.drop(0, 0, None)
+                station.runners.remove(runner)
+            for patch in [patch for patch in station.patches if patch.unit not in names]:
+                patch.undo()
+                station.patches.remove(patch)
+                self._patches.remove(patch)
+        self.log.contexts[:] = [info for info in self.log.contexts if info.name in names]
+
     def remove(self) -> None:
         """Put everything back as it was before."""
         self._site.restart()
@@ -374,7 +387,7 @@ def install(
             infos.append(info)
             station.runners.append(runner)
             for index, block in enumerate(member.blocks):
-                station.patches.append(CallPatch(block, partial(runner.wrap, index)))
+                station.patches.append(CallPatch(block, partial(runner.wrap, index), member.name))
                 patches.append(station.patches[-1])
         for station in stations.values():
             site.stations.append(station)
