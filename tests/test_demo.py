@@ -30,16 +30,6 @@ MODEL_FILES = {
 }
 
 
-@pytest.fixture(scope="module")
-def pipeline() -> Any:
-    import torch
-    from diffusers import FluxPipeline
-
-    loaded = FluxPipeline.from_pretrained(demo.path(), torch_dtype=torch.float32, local_files_only=True)
-    loaded.set_progress_bar_config(disable=True)
-    return loaded
-
-
 def draw(pipeline: Any, prompt: str, **changes: Any) -> Any:
     """Return the picture as an array of rows, columns and RGB from 0 to 1."""
     import torch
@@ -75,8 +65,8 @@ def test_asking_where_the_model_is_imports_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_a_red_heart_on_a_white_background_is_red_in_the_middle_and_white_in_the_corners(pipeline: Any) -> None:
-    picture = draw(pipeline, "red heart on a white background")
+def test_a_red_heart_on_a_white_background_is_red_in_the_middle_and_white_in_the_corners(flux: Any) -> None:
+    picture = draw(flux, "red heart on a white background")
     assert picture.shape == (64, 64, 3)
     red, green, blue = picture[24:40, 24:40].mean((0, 1))
     assert red > 0.6
@@ -85,17 +75,17 @@ def test_a_red_heart_on_a_white_background_is_red_in_the_middle_and_white_in_the
     assert corners.min() > 0.9
 
 
-def test_the_background_has_the_colour_of_the_prompt(pipeline: Any) -> None:
-    picture = draw(pipeline, "cat face on a navy blue background")
+def test_the_background_has_the_colour_of_the_prompt(flux: Any) -> None:
+    picture = draw(flux, "cat face on a navy blue background")
     red, green, blue = picture[:4].mean((0, 1)) * 255
     assert (red, green, blue) == pytest.approx((28, 44, 110), abs=12)
 
 
-def test_the_same_seed_draws_the_same_picture_and_another_seed_another_one(pipeline: Any) -> None:
+def test_the_same_seed_draws_the_same_picture_and_another_seed_another_one(flux: Any) -> None:
     import torch
 
-    first = draw(pipeline, "rocket on a navy blue background")
-    again = draw(pipeline, "rocket on a navy blue background")
-    other = draw(pipeline, "rocket on a navy blue background", generator=torch.Generator().manual_seed(1))
+    first = draw(flux, "rocket on a navy blue background")
+    again = draw(flux, "rocket on a navy blue background")
+    other = draw(flux, "rocket on a navy blue background", generator=torch.Generator().manual_seed(1))
     assert (first == again).all()
     assert abs(first - other).mean() > 0.01
