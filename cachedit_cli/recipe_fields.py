@@ -202,7 +202,10 @@ def _meanings(config: type[Settings]) -> dict[str, str]:
     for each in reversed(config.__mro__):
         _, _, attributes = inspect.cleandoc(each.__doc__ or "").partition("Attributes:\n")
         for name, text in re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", attributes, re.MULTILINE):
-            meanings[name] = " ".join(text.replace("``", "`").split())
+            words = " ".join(text.replace("``", "`").split())
+            for python, yaml in (("None", "null"), ("True", "true"), ("False", "false")):
+                words = re.sub(rf"\b{python}\b", yaml, words)
+            meanings[name] = words
     return meanings
 
 

@@ -110,7 +110,7 @@ def _path_kind(value: Any) -> str:
 
 def _is_version(value: int) -> int:
     if value != VERSION:
-        raise ValueError(f"this cachedit reads version {VERSION}, not {value}")
+        raise ValueError(f"this cachedit reads version {VERSION} of the recipe format, not {value}")
     return value
 
 
@@ -127,7 +127,7 @@ _Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 _Name = Annotated[
     str,
-    matching(re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"), "a name of up to 64 letters, digits, '-', '_' and '.'"),
+    matching(re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"), "a name of at most 64 letters, digits and -_."),
 ]
 _Device = Annotated[str, matching(re.compile(r"[a-z]+(:[0-9]+)?"), "a device (auto, cpu, cuda, cuda:1, mps)")]
 _Path = Annotated[

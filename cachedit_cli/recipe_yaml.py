@@ -17,13 +17,12 @@ import yaml
 from .errors import InputError
 
 __all__ = [
-    "NO_TEXT",
+    "UNREAD",
     "Mark",
     "Node",
     "Problem",
     "complain",
     "dotted",
-    "is_text",
     "merge",
     "node_of",
     "parse",
@@ -37,6 +36,7 @@ MAX_BYTES = 1 << 20
 MAX_VALUES = 10_000
 MAX_DEPTH = 32
 MAX_SHOWN = 100
+UNREAD: Any = ...  # the value of what is complained of already
 MAX_TEXT = 500
 
 _TAG = "tag:yaml.org,2002:"
@@ -51,7 +51,7 @@ _SCALARS: tuple[tuple[str, re.Pattern[str], Callable[[str], Any]], ...] = (
     ("float", re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"), lambda text: float(text.replace(".", ""))),
     ("str", re.compile(r".*", re.DOTALL), str),
 )
-NO_TEXT = "holds half a character (a lone surrogate), which no file can hold"
+_NO_TEXT = "holds half a character (a lone surrogate), which no file can hold"
 _PLAIN_KEY = re.compile(r"[^\s.:'\"]{1,60}")
 _HINTS = {
     "found character '\\t' that cannot start any token": "a tab cannot indent YAML (use spaces)",
@@ -76,7 +76,7 @@ class Mark:
 class Node:
     """A value with the place it was written at, and that of the key that leads to it."""
 
-    value: Any  # dict[str, Node], list[Node], str, int, float, bool or None
+    value: Any  # dict[str, Node], list[Node], str, int, float, bool, None or UNREAD
     mark: Mark
     key: Mark | None = None
 
@@ -97,10 +97,10 @@ class Problem:
 Inherit = Callable[[Sequence[str], Mapping[str, Node], Mapping[str, Node]], set[str]]
 
 
-def complain(problems: Iterable[Problem]) -> InputError:
-    """Return the error that lists all problems, file by file in order of their first one, from top to bottom."""
-    found = list(dict.fromkeys(problems))
-    sources = list(dict.fromkeys(problem.mark.source for problem in found))
+def complain(problems: Iterable[Problem], first: str = "") -> InputError:
+    """Return the error that lists all problems: of the first file, of others, of options; each from top to bottom."""
+    found = sorted(dict.fromkeys(problems), key=lambda problem: problem.mark.line is None)
+    sources = list(dict.fromkeys([first, *(problem.mark.source for problem in found)]))
     found.sort(key=lambda each: (sources.index(each.mark.source), each.mark.line or 0, each.mark.column or 0))
     lines = [str(problem) for problem in found[:MAX_SHOWN]]
     if len(found) > MAX_SHOWN:
@@ -153,11 +153,6 @@ def read(path: str) -> str:
         raise InputError(f"{shown}: is no text in UTF-8 (byte 0x{wrong:02x} at offset {error.start})") from None
 
 
-def is_text(value: Any) -> bool:
-    """Tell whether a value is no string with halves of characters, as escapes and broken arguments make them."""
-    return not isinstance(value, str) or not any("\ud800" <= character <= "\udfff" for character in value)
-
-
 def parse(text: str, source: str, positions: bool = True) -> tuple[Node | None, list[Problem]]:
     """Return the tree of the only document in ``text`` (None if there is none) and what is wrong with it."""
     builder = _Builder(text, source, positions)
@@ -192,6 +187,8 @@ def node_of(value: Any, mark: Mark) -> Node:
         return Node({key: node_of(child, mark) for key, child in value.items()}, mark)
     if isinstance(value, (list, tuple)):
         return Node([node_of(child, mark) for child in value], mark)
+    if not _is_text(value):
+        raise complain([Problem(mark, "", _NO_TEXT)])
     return Node(value, mark)
 
 
@@ -210,26 +207,30 @@ def merge(base: Node, over: Node, inherit: Inherit, at: tuple[str, ...] = ()) ->
 
 
 def put(node: Node, path: Sequence[str], value: Node, inherit: Inherit, at: tuple[str, ...] = ()) -> Node:
-    """Return the tree with ``value`` at ``path`` below ``node``; list items are named by their index, from 0."""
+    """Return the tree with ``value`` at ``path`` below ``node``; items of lists are named by their number, from 0.
+
+    As where trees are merged, a mapping replaces what is no mapping.
+    """
     if not path:
         return replace(value, key=value.mark)
     head, rest = path[0], path[1:]
-    here = dotted(at)
-    if isinstance(node.value, list):
-        count = len(node.value)
-        if not re.fullmatch(r"[0-9]{1,9}", head) or int(head) >= count:
-            room = "is empty" if not count else f"has {count} (0 to {count - 1})" if count > 1 else "has only 0"
-            raise complain([Problem(value.mark, dotted((*at, head)), f"no such entry; the list {here} {room}")])
-        children = list(node.value)
-        children[int(head)] = put(children[int(head)], rest, value, inherit, (*at, head))
-        return replace(node, value=children)
-    if not isinstance(node.value, dict) and (node.value is not None or head.isdigit()):
-        text = f"{here} is {shorten(node.value)}, which has no {'entries' if head.isdigit() else 'keys'}"
-        raise complain([Problem(value.mark, dotted((*at, head)), text)])
-    entries: dict[str, Node] = node.value or {}
+    if head.isdecimal() and not isinstance(node.value, dict):
+        items = node.value if isinstance(node.value, list) else []
+        if len(head) > 9 or int(head) >= len(items):
+            there = f"the list ends with {len(items) - 1}" if items else f"{dotted(at)} is no list with entries"
+            raise complain([Problem(value.mark, dotted((*at, head)), f"no such entry ({there})")])
+        child = put(items[int(head)], rest, value, inherit, (*at, head))
+        return replace(node, value=[*items[: int(head)], child, *items[int(head) + 1 :]])
+    entries: dict[str, Node] = node.value if isinstance(node.value, dict) else {}
     child = put(entries.get(head, Node(None, value.mark, value.mark)), rest, value, inherit, (*at, head))
     gone = inherit(at, entries, {head: child})
-    return replace(node, value={key: entry for key, entry in entries.items() if key not in gone} | {head: child})
+    mark = node.mark if isinstance(node.value, dict) else value.mark
+    return Node({key: entry for key, entry in entries.items() if key not in gone} | {head: child}, mark, node.key)
+
+
+def _is_text(value: Any) -> bool:
+    """Tell whether a value is no string with halves of characters, as escapes and broken arguments make them."""
+    return not isinstance(value, str) or not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 class _Position(Protocol):
@@ -309,7 +310,7 @@ class _Builder:
             own = event.anchor in self._open
             text = f"*{event.anchor} stands inside its own value" if own else f"there is no &{event.anchor} above"
             self.problems.append(Problem(mark, dotted(at), text))
-            return Node(None, mark)
+            return Node(UNREAD, mark)
         node, values = self._anchors[event.anchor]
         self._count(values, mark)
         return node
@@ -317,9 +318,8 @@ class _Builder:
     def _count(self, values: int, mark: Mark) -> None:
         self._values += values
         if self._values > MAX_VALUES:
-            raise _Stop(
-                Problem(mark, "", f"more than {MAX_VALUES:,} values, aliases counted as often as they are used")
-            )
+            text = f"more than {MAX_VALUES:,} values, those of an alias counted each time it is used"
+            raise _Stop(Problem(mark, "", text))
 
     def _check_tag(self, tag: str | None, allowed: str, mark: Mark, at: tuple[str, ...]) -> None:
         if tag not in (None, "!", _TAG + allowed):
@@ -358,6 +358,8 @@ class _Builder:
         key = self._node(event, (*at, "?"))
         if isinstance(key.value, str):
             return key.value
+        if key.value is UNREAD:
+            return None
         hint = "" if isinstance(key.value, (dict, list)) else " (put it in quotes)"
         text = f"a key is {shorten(key.value)}, but keys are text{hint}"
         self.problems.append(Problem(self.mark(event.start_mark), dotted(at), text))
@@ -367,7 +369,7 @@ class _Builder:
         """Return the mappings that `<<` merges in, those that count most first."""
         mappings = child.value if isinstance(child.value, list) else [child]
         for each in mappings:
-            if not isinstance(each.value, dict):
+            if not isinstance(each.value, dict) and each.value is not UNREAD:
                 text = f"merges {shorten(each.value)}, but only mappings can be merged"
                 self.problems.append(Problem(each.mark, dotted((*at, "<<")), text))
         return [each for each in mappings if isinstance(each.value, dict)]
@@ -378,8 +380,8 @@ class _Builder:
             tag = "str"
         for name, written, meaning in _SCALARS:
             if tag in ("", name) and written.fullmatch(event.value):
-                if not is_text(event.value):
-                    self.problems.append(Problem(mark, dotted(at), NO_TEXT))
+                if not _is_text(event.value):
+                    self.problems.append(Problem(mark, dotted(at), _NO_TEXT))
                 return meaning(event.value)
         self._check_tag(event.tag, "", mark, at)
-        return None
+        return UNREAD
