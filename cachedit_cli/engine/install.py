@@ -131,13 +131,20 @@ class FunctorPatch:
 class Site:
     """What the transformers of one installation share."""
 
-    def __init__(self, pipe: Any, log: DecisionLog, separate_cfg: bool) -> None:
+    def __init__(self, pipe: Any, log: DecisionLog, separate_cfg: bool, steps: int | None) -> None:
         self.clock = Clock()
         self.log = log
         self.separate_cfg = separate_cfg
         self.stations: list[Station] = []
         self._pipe = pipe
+        self._set_steps = steps
         self._generation = -1
+
+    @property
+    def steps(self) -> int | None:
+        """Steps of a generation over all transformers, as the pipeline's loop or the shared settings say."""
+        loop = self.clock.loop
+        return loop.steps if loop is not None and loop.steps is not None else self._set_steps
 
     def restart(self, reason: str | None = None) -> None:
         """Drop all state, with a line in the log if that is out of the ordinary; a generation begins next."""
@@ -259,10 +266,8 @@ class Station:
         return Forward(moment, None, flags, marks, sample)
 
     def _steps(self) -> int | None:
-        loop = self._site.clock.loop
-        if loop is not None and loop.steps is not None:
-            return loop.steps
-        return next((runner.config.num_inference_steps for runner in self.runners), None)
+        own = (runner.config.num_inference_steps for runner in self.runners)
+        return self._site.steps if self._site.steps is not None else next(own, None)
 
     def _lay_out(self, runner: Runner[Any]) -> tuple[Sequence[int] | None, bool]:
         """Return a runner's mask for this generation, and whether it counts this transformer's own steps."""
@@ -270,7 +275,7 @@ class Station:
         if mask is None:
             return None, False
         total = self._steps()
-        alone = len(self._site.stations) > 1 and own is not None and own != total
+        alone = len(self._site.stations) > 1 and own is not None and own != self._site.steps
         steps = own if alone else total
         where = f"{runner.unit.name}: steps_computation_mask"
         if isinstance(mask, str):
@@ -370,7 +375,7 @@ def install(
     if adapter.has_separate_cfg and shared.enable_separate_cfg is None:
         shared = replace(shared, enable_separate_cfg=True)
     log = log if log is not None else DecisionLog()
-    site = Site(adapter.pipe, log, bool(shared.enable_separate_cfg))
+    site = Site(adapter.pipe, log, bool(shared.enable_separate_cfg), shared.num_inference_steps)
     patches: list[Undoable] = []
     installation = Installation(adapter, log, shared, calibrator_config, site, patches)
     try:
