@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from . import registry
-from .detect import candidates, keep_what_fits
+from .detect import candidates, keep_what_fits, refuse_contradictions
 from .engine.adapter import BlockAdapter, ParamsModifier
 from .engine.config import CacheConfig, CalibratorConfig, DBCacheConfig, complete, merge
 from .engine.install import Installation, install, installed
@@ -153,14 +153,17 @@ def adapter_for(target: Any) -> BlockAdapter:
     known = [(model, adapter) for model in models if (adapter := registry.find(_class_name(model))) is not None]
     if not known:
         raise InputError(_unknown(target, models))
+    found = [[part for entry in adapter.lists for part in _parts(model, entry)] for model, adapter in known]
     functors = {adapter.functor for _, adapter in known if adapter.functor is not None}
     return BlockAdapter(
         pipe=pipe,
         transformer=[model for model, _ in known],
-        blocks=[[_list(model, entry.path) for entry in adapter.lists] for model, adapter in known],
-        forward_pattern=[[entry.pattern for entry in adapter.lists] for _, adapter in known],
+        blocks=[[blocks for blocks, _ in lists] for lists in found],
+        forward_pattern=[[entry.pattern for _, entry in lists] for lists in found],
         patch_functor=functors.pop()() if functors else None,
-        chain=known[0][1].chain,
+        chain=all(adapter.chain for _, adapter in known),
+        alternate=any(adapter.alternate for _, adapter in known),
+        skips=any(adapter.skips for _, adapter in known),
     )
 
 
@@ -175,7 +178,12 @@ def _install(
         cache = merge(DBCacheConfig(), known.defaults if known is not None else None)
     for old in _installations(adapter):
         old.remove()
-    return _find_and_install(adapter, cache, calibrator) if adapter.auto else install(adapter, cache, calibrator)
+    if adapter.auto:
+        return _find_and_install(adapter, cache, calibrator)
+    installation = install(adapter, cache, calibrator)
+    if isinstance(target, BlockAdapter):
+        refuse_contradictions(installation)
+    return installation
 
 
 def _find_and_install(adapter: BlockAdapter, cache: CacheConfig, calibrator: CalibratorConfig | None) -> Installation:
@@ -212,15 +220,21 @@ def _list(model: nn.Module, path: str) -> nn.ModuleList:
     return found
 
 
+def _parts(model: nn.Module, entry: registry.BlockList) -> list[tuple[nn.ModuleList, registry.BlockList]]:
+    blocks = _list(model, entry.path)
+    if entry.tail is None:
+        return [(blocks, entry)]
+    return [(blocks[part], entry) for part in entry.parts(len(blocks), getattr(model, "config", {}))]
+
+
 def _unknown(target: Any, models: list[nn.Module]) -> str:
     classes = [_class_name(model) for model in models]
     known = [adapter.transformer for adapter in registry.all_adapters()]
     near = [match for name in classes for match in difflib.get_close_matches(name, known, n=1, cutoff=0.8)]
     hint = f" The nearest class with an adapter is {near[0]}." if near else ""
-    return (
-        f"{type(target).__name__}: no adapter is registered for it or its parts ({', '.join(classes) or 'none'})."
-        f"{hint} Pass a BlockAdapter that names its block lists and their forward pattern."
-    )
+    what = f"{type(target).__name__}: no adapter is registered for it or its parts ({', '.join(classes) or 'none'})."
+    way_out = " Pass a BlockAdapter that names its block lists and their forward pattern."
+    return "\n".join([what + hint + way_out, *registry.problems()])
 
 
 def _installations(target: Any) -> list[Installation]:

@@ -7,7 +7,7 @@ not matter; what the blocks were really called with and what they returned does.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from .engine.install import Installation
 from .engine.pattern import ForwardPattern, Streams, find_slots, unpack
 from .errors import InputError
 
-__all__ = ["Candidate", "Trace", "candidates", "keep_what_fits"]
+__all__ = ["Candidate", "Trace", "candidates", "keep_what_fits", "refuse_contradictions"]
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,21 @@ class Trace:
                     return problem
         return None
 
+    def contradiction(self, streams: Streams) -> str | None:
+        """Return how the blocks were seen to hand on their states otherwise than the pattern says, if they were."""
+        for call, following in zip(self.calls, self.calls[1:], strict=False):
+            if following.index != call.index + 1 or not isinstance(call.output, (tuple, list)):
+                continue
+            for stream, slot in find_slots(self.candidate.blocks[following.index].forward, streams).items():
+                taken, place = following.given.get(slot.name), streams.returns.index(stream)
+                at = next((i for i, value in enumerate(call.output) if value is taken and value is not None), place)
+                if at != place:
+                    return (
+                        f"{self.candidate.path}: {streams} says that blocks return {stream} as value {place + 1}, "
+                        f"but the next block takes value {at + 1} for it"
+                    )
+        return None
+
     @staticmethod
     def _mismatch(stream: str, outputs: Mapping[str, Any], taken: Any, several: int) -> str | None:
         handed = outputs[stream]
@@ -158,6 +173,52 @@ def _takes(block: nn.Module, streams: Streams | None) -> bool:
     return sum(parameter.kind in kinds for parameter in signature.parameters.values()) >= len(streams.takes)
 
 
+class Watch:
+    """Records the next whole forward of a model, and calls ``judge`` at its end."""
+
+    def __init__(self, model: nn.Module, traces: Sequence[Trace], judge: Callable[[], None]) -> None:
+        self._traces = traces
+        self._judge = judge
+        self._stops = [trace.watch() for trace in traces]
+        self._stops.append(model.register_forward_pre_hook(self._begin).remove)
+        self._stops.append(model.register_forward_hook(self._end).remove)
+
+    def _begin(self, *_: Any) -> None:
+        for trace in self._traces:  # of a forward that failed half-way
+            trace.calls.clear()
+
+    def _end(self, *_: Any) -> None:
+        self.undo()
+        self._judge()
+        self._begin()
+
+    def undo(self) -> None:
+        while self._stops:
+            self._stops.pop()()
+
+
+def refuse_contradictions(installation: Installation) -> None:
+    """Look at the next forward, and refuse patterns that the blocks contradict.
+
+    The cache is taken out then, and the forward ends with an InputError.
+    """
+    members = installation.adapter.members()
+    for model in installation.transformers:
+        traces = {
+            m.name: (Trace(Candidate(m.name, nn.ModuleList(m.blocks))), m.streams)
+            for m in members
+            if m.transformer is model
+        }
+
+        def judge(traces: dict[str, tuple[Trace, Streams]] = traces, model: nn.Module = model) -> None:
+            problems = [text for trace, streams in traces.values() if (text := trace.contradiction(streams))]
+            if problems:
+                installation.remove()
+                raise InputError("\n".join(f"{type(model).__name__}: {text}" for text in problems))
+
+        installation.undo_with(Watch(model, [trace for trace, _ in traces.values()], judge))
+
+
 def keep_what_fits(
     installation: Installation, model: nn.Module, found: Mapping[str, Candidate], streams: Streams
 ) -> None:
@@ -167,12 +228,8 @@ def keep_what_fits(
     out and the forward ends with an InputError that gives the reason for each list.
     """
     traces = {unit: Trace(candidate) for unit, candidate in found.items()}
-    stops = [trace.watch() for trace in traces.values()]
 
-    def judge(*_: Any) -> None:
-        handle.remove()
-        for stop in stops:
-            stop()
+    def judge() -> None:
         fitting: dict[str, str] = {}
         problems = []
         for unit, trace in traces.items():
@@ -188,4 +245,4 @@ def keep_what_fits(
             raise InputError(f"{type(model).__name__}: no block list has {streams}:\n{lines}")
         installation.retain(set(fitting))
 
-    handle = model.register_forward_hook(judge)
+    installation.undo_with(Watch(model, list(traces.values()), judge))
