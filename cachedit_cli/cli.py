@@ -80,6 +80,7 @@ def _show(console: Console, *shown: RenderableType) -> None:
         console.print(*shown, sep="\n")
     text = "\n".join(line.rstrip() for line in captured.get().splitlines())
     console.file.write(f"{text}\n")
+    console.file.flush()
 
 
 def _console(stderr: bool = False) -> Console:

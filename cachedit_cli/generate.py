@@ -261,14 +261,16 @@ def _call(opened: _Opened, batch: Sequence[Job], watcher: Watcher, bare: bool) -
     except CacheditError:
         raise
     except Exception as error:
+        said = pipeline.first_line(error)
+        if "OutOfMemory" in type(error).__name__:
+            small = "try a smaller generate.batch_size, height and width, or another model.dtype"
+            raise RunError(f"{name} ran out of memory: {said}; {small}") from error
         frames = traceback.extract_tb(error.__traceback__)
         if Path(frames[-1].filename).is_relative_to(Path(__file__).parent):
             raise  # a bug, and ours
-        said = pipeline.first_line(error)
         if any(frame.name == "check_inputs" for frame in frames):
             raise InputError(f"generate: {name} refuses its arguments: {said}") from error
-        small = "; try a smaller batch_size, height and width, or another dtype"
-        raise RunError(f"{name} failed: {said}{small if 'OutOfMemory' in type(error).__name__ else ''}") from error
+        raise RunError(f"{name} failed: {said}") from error
     pictures = getattr(result, "images", None)
     if not isinstance(pictures, list) or len(pictures) != len(batch):
         raise RunError(f"{name} did not return a picture for each prompt, and nothing else can be saved yet")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import CacheditError, InputError, RunError
 from .models import ModelFiles
+from .recipe_fields import nearest
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +37,8 @@ __all__ = [
     "takes",
 ]
 
+# Of the call; a recipe cannot set them.
+_OWN_ARGUMENTS = ("generator", "output_type", "return_dict", "callback_on_step_end")
 # By name: the hub's client has changed its HTTP library between versions.
 _NO_CONNECTION = ("ConnectError", "ConnectionError", "ConnectTimeout", "ReadTimeout", "ProxyError")
 
@@ -104,9 +107,10 @@ def call_class(files: ModelFiles, asked: str | None, revision: str | None) -> ty
     found = getattr(diffusers, name, None)
     if isinstance(found, type) and issubclass(found, diffusers.DiffusionPipeline):
         return found
-    names = [each for each in dir(diffusers) if each.endswith("Pipeline")]
+    near = difflib.get_close_matches(name, [each for each in dir(diffusers) if each.endswith("Pipeline")], n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
     where = "model.pipeline" if asked else f"model.id: {files.id}"
-    raise InputError(f"{where}: diffusers {diffusers.__version__} has no pipeline {name!r}{_nearest(name, names)}")
+    raise InputError(f"{where}: diffusers {diffusers.__version__} has no pipeline {name!r}{hint}")
 
 
 def check_arguments(pipeline: type[Any], arguments: Mapping[str, Any], extra: Iterable[str], prompted: bool) -> None:
@@ -120,15 +124,17 @@ def check_arguments(pipeline: type[Any], arguments: Mapping[str, Any], extra: It
     Raises:
         InputError: All that is wrong, one argument a line.
     """
-    named = [name for name in inspect.signature(pipeline.__call__).parameters if name != "self"]
+    own = ("self", *_OWN_ARGUMENTS)
+    named = [name for name in inspect.signature(pipeline.__call__).parameters if name not in own]
     places = {name: f"generate.extra.{name}" if name in extra else f"generate.{name}" for name in arguments}
     if prompted:
         places["prompt"] = "generate.prompt"
     problems = [
-        f"{place}: {pipeline.__name__} takes no such argument{_nearest(name, named)}"
+        f"{place}: {pipeline.__name__} takes no such argument ({nearest(name, named, 'it takes')})"
         for name, place in places.items()
         if not takes(pipeline, name)
     ]
+    problems += [f"{places[name]}: cachedit sets it itself" for name in arguments if name in _OWN_ARGUMENTS]
     if takes(pipeline, "prompt") and not prompted and not any(name.startswith("prompt") for name in arguments):
         problems.append(f"generate.prompt: missing, and {pipeline.__name__} draws what a prompt says")
     if problems:
@@ -178,10 +184,11 @@ def block_list(pipe: Any, path: str, where: str) -> Any:
     part, _, inner = path.partition(".")
     modules = {name: module for name, module in pipe.components.items() if isinstance(module, nn.Module)}
     if part not in modules:
-        raise InputError(f"{where}: {type(pipe).__name__} has no part {part!r}{_nearest(part, modules)}")
+        raise InputError(f"{where}: {type(pipe).__name__} has no part {part!r} ({nearest(part, modules)})")
     lists = {name: module for name, module in modules[part].named_modules() if isinstance(module, nn.ModuleList)}
     if inner not in lists:
-        raise InputError(f"{where}: {type(modules[part]).__name__} has no block list {inner!r}{_nearest(inner, lists)}")
+        hint = nearest(inner, lists, "it has")
+        raise InputError(f"{where}: {type(modules[part]).__name__} has no block list {inner!r} ({hint})")
     return lists[inner]
 
 
@@ -189,11 +196,6 @@ def first_line(error: BaseException) -> str:
     """Return type and first line of an exception's message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 @contextmanager
