@@ -1,16 +1,24 @@
 """The registry of model adapters: which block lists a transformer class has, as data, and who else adds to it.
 
-Needs no torch, so that plans and listings answer at once; ``api`` turns what an adapter says into a BlockAdapter.
+Adapters come from the shipped ones, from installed packages (entry points of the group ``cachedit.adapters``) and from
+plugin files that the user names. Needs no torch, so that plans and listings answer at once; ``api`` turns what an
+adapter says into a BlockAdapter.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
+import importlib.metadata
+import importlib.util
+import itertools
 import pkgutil
-from collections.abc import Callable
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from pathlib import Path
 from typing import Any
 
 from .engine.config import CacheConfig
@@ -18,15 +26,25 @@ from .engine.pattern import ForwardPattern, Streams
 from .errors import InputError
 
 __all__ = [
+    "OLDEST_DIFFUSERS",
     "BlockAdapterRegister",
     "BlockList",
     "ModelAdapter",
     "all_adapters",
     "by_name",
     "find",
+    "load_plugin",
     "names",
+    "origin",
+    "problems",
     "register",
 ]
+
+#: The oldest diffusers that is supported; has every class whose adapter does not name a newer one.
+OLDEST_DIFFUSERS = "0.36"
+
+_GROUP = "cachedit.adapters"
+_HERE = "this program"
 
 
 @dataclass(frozen=True)
@@ -37,11 +55,20 @@ class BlockList:
         path: Where it is, from the transformer: 'transformer_blocks'.
         pattern: What its blocks take and return.
         length: Key of the transformer's config that holds its length; None if no single key does.
+        tail: Key of the config with the number of last blocks that the model runs on other states than those before
+            them, so that they are a list of their own; None if there are none.
     """
 
     path: str
     pattern: ForwardPattern | Streams
     length: str | None = None
+    tail: str | None = None
+
+    def parts(self, count: int, config: Mapping[str, Any]) -> tuple[slice, ...]:
+        """Return the parts that a list of ``count`` blocks is cached in, mostly one: all of it."""
+        last = (config.get(self.tail) or 0) if self.tail is not None else 0
+        cuts = sorted({0, count - last, count})
+        return tuple(slice(start, stop) for start, stop in itertools.pairwise(cuts))
 
 
 @dataclass(frozen=True)
@@ -54,7 +81,11 @@ class ModelAdapter:
         lists: Block lists to cache, in the order of the forward.
         pipelines: Names of the diffusers pipelines that use it.
         chain: The lists have one pattern and one set of states, and are decided together.
+        alternate: The lists take turns, block by block, and are decided together.
+        skips: The model hands outputs of its first blocks to its last ones in reverse order, which needs Bn <= Fn.
         guidance: How guidance is computed, in a few words.
+        modality: What the model makes.
+        needs: The diffusers version that brought the class, where that is later than ``OLDEST_DIFFUSERS``.
         defaults: Settings that suit the family, made with ``DBCacheConfig.reset``.
         functor: Makes the PatchFunctor that the model needs, if any.
         note: Pitfalls worth knowing.
@@ -65,7 +96,11 @@ class ModelAdapter:
     lists: tuple[BlockList, ...]
     pipelines: tuple[str, ...] = ()
     chain: bool = False
+    alternate: bool = False
+    skips: bool = False
     guidance: str = ""
+    modality: tuple[str, ...] = ("image",)
+    needs: str = OLDEST_DIFFUSERS
     defaults: CacheConfig | None = None
     functor: Callable[[], Any] | None = None
     note: str = ""
@@ -75,6 +110,11 @@ class ModelAdapter:
 class _Registry:
     adapters: dict[str, ModelAdapter] = field(default_factory=dict)  # by transformer class
     functions: dict[str, Callable[..., Any]] = field(default_factory=dict)  # by the name given
+    origins: dict[str, str] = field(default_factory=dict)  # who registered what, by transformer class
+    plugins: dict[Path, tuple[ModelAdapter, ...]] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)  # by entry point: what is wrong with it
+    origin: str = _HERE  # of what is being registered
+    loaded: bool = False
 
 
 _registry = _Registry()
@@ -86,18 +126,103 @@ def register(adapter: ModelAdapter) -> ModelAdapter:
     Raises:
         InputError: Another adapter is registered for the class.
     """
+    if _registry.origin == _HERE:
+        _load()
     other = _registry.adapters.setdefault(adapter.transformer, adapter)
     if other is not adapter:
-        raise InputError(f"two adapters for {adapter.transformer}: {other.name!r} and {adapter.name!r}")
+        theirs = _registry.origins[adapter.transformer]
+        raise InputError(
+            f"two adapters for {adapter.transformer}: {other.name!r} of {theirs} and {adapter.name!r} of "
+            f"{_registry.origin}; there can only be one"
+        )
+    _registry.origins[adapter.transformer] = _registry.origin
     return adapter
 
 
-@cache
+@contextlib.contextmanager
+def _registering(origin: str) -> Iterator[None]:
+    """Note who registers; nothing stays registered if it fails."""
+    before = _registry.origin, dict(_registry.adapters), dict(_registry.functions), dict(_registry.origins)
+    _registry.origin = origin
+    try:
+        yield
+    except BaseException:
+        _, _registry.adapters, _registry.functions, _registry.origins = before
+        raise
+    finally:
+        _registry.origin = before[0]
+
+
 def _load() -> None:
-    """Import the shipped adapters, each of which registers itself."""
-    package = importlib.import_module("cachedit_cli.adapters")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
+    """Import the shipped adapters, each of which registers itself, and those of installed packages."""
+    if _registry.loaded:
+        return
+    _registry.loaded = True
+    with _registering("cachedit"):
+        package = importlib.import_module("cachedit_cli.adapters")
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{package.__name__}.{module.name}")
+    for entry in importlib.metadata.entry_points(group=_GROUP):
+        owner = f"the package {entry.dist.name} {entry.dist.version}" if entry.dist is not None else entry.value
+        try:
+            with _registering(owner):
+                loaded = entry.load()
+                if isinstance(loaded, ModelAdapter):
+                    register(loaded)
+        except Exception as error:  # other people's code: whatever it raises must not take the rest along
+            reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+            _registry.broken[entry.name] = f"the adapter {entry.name!r} of {owner} cannot be used: {reason}"
+
+
+def load_plugin(path: str | Path) -> tuple[ModelAdapter, ...]:
+    """Run a Python file that registers adapters, and return them. A file that has run already is not run again.
+
+    Raises:
+        InputError: The file is not there, raises, or registers nothing.
+    """
+    _load()
+    file = Path(path).expanduser().resolve()
+    if file in _registry.plugins:
+        return _registry.plugins[file]
+    spec = importlib.util.spec_from_file_location(f"cachedit_plugin_{len(_registry.plugins)}_{file.stem}", file)
+    if not file.is_file() or spec is None or spec.loader is None:
+        raise InputError(f"--plugin: {path}: no such Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses of the plugin look for themselves
+    known = set(_registry.adapters), set(_registry.functions)
+    try:
+        with _registering(str(path)):
+            spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[spec.name]
+        raise InputError(_where(path, file, error)) from error
+    made = tuple(adapter for name, adapter in _registry.adapters.items() if name not in known[0])
+    if not made and known[1] == set(_registry.functions):
+        raise InputError(f"--plugin: {path}: registers no adapter; see cachedit_cli.registry.register")
+    _registry.plugins[file] = made
+    return made
+
+
+def _where(path: str | Path, file: Path, error: BaseException) -> str:
+    """Say what a plugin raised, and where in its file."""
+    line = error.lineno if isinstance(error, SyntaxError) else None
+    for frame in traceback.extract_tb(error.__traceback__):
+        if Path(frame.filename) == file:
+            line = frame.lineno
+    reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+    return f"--plugin: {path}{f':{line}' if line else ''}: {reason}"
+
+
+def problems() -> list[str]:
+    """Return what is wrong with adapters of installed packages, one line each."""
+    _load()
+    return list(_registry.broken.values())
+
+
+def origin(adapter: ModelAdapter) -> str:
+    """Return who registered an adapter: 'cachedit', 'the package my-adapters 1.0', or the path of a plugin file."""
+    _load()
+    return _registry.origins[adapter.transformer]
 
 
 def all_adapters() -> tuple[ModelAdapter, ...]:
@@ -121,13 +246,16 @@ def by_name(name: str) -> ModelAdapter:
     """Return the adapter of a family.
 
     Raises:
-        InputError: There is none; names the nearest.
+        InputError: There is none, or the package that should bring it is broken; names the nearest.
     """
     for adapter in all_adapters():
         if adapter.name == name:
             return adapter
+    if name in _registry.broken:
+        raise InputError(_registry.broken[name])
     near = difflib.get_close_matches(name, names(), n=1)
-    raise InputError(f"no adapter is called {name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
+    lines = [f"no adapter is called {name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""), *problems()]
+    raise InputError("\n".join(lines))
 
 
 class BlockAdapterRegister:
@@ -160,5 +288,6 @@ class BlockAdapterRegister:
     @staticmethod
     def find(pipeline: str) -> Callable[..., Any] | None:
         """Return the function for a pipeline's class name."""
+        _load()
         fitting = [name for name in _registry.functions if pipeline.startswith(name)]
         return _registry.functions[max(fitting, key=len)] if fitting else None

@@ -6,7 +6,7 @@ Knows how the flat and nested forms of the spec are laid out; wraps nothing itse
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from torch import nn
@@ -37,13 +37,23 @@ class ParamsModifier:
 
 @dataclass(frozen=True)
 class Member:
-    """One unit of blocks that is decided together, resolved from a BlockAdapter."""
+    """One unit of blocks that is decided together, resolved from a BlockAdapter.
 
-    name: str  # 'transformer.transformer_blocks'
+    Attributes:
+        name: Name of the context.
+        transformer: The model that it is part of.
+        blocks: The blocks, in order.
+        streams: What they take and return.
+        modifier: Settings of its own.
+        leader: Which member's decision it shares, by its place among the members; None decides itself.
+    """
+
+    name: str
     transformer: nn.Module
     blocks: tuple[nn.Module, ...]
     streams: Streams
     modifier: ParamsModifier | None
+    leader: int | None = None
 
 
 @dataclass
@@ -64,6 +74,8 @@ class BlockAdapter:
         auto: Find the block lists that fit the pattern.
         has_separate_cfg: Guidance runs as a second forward, for models that do not tell otherwise.
         chain: Decide the lists of a transformer together, as one long list.
+        alternate: The lists of a transformer take turns, block by block: they share the first one's decision.
+        skips: The model hands outputs of its first blocks to its last ones in reverse order, which needs Bn <= Fn.
     """
 
     pipe: Any = None
@@ -75,6 +87,8 @@ class BlockAdapter:
     auto: bool = False
     has_separate_cfg: bool | None = None
     chain: bool = False
+    alternate: bool = False
+    skips: bool = False
 
     def transformers(self) -> list[nn.Module]:
         """Return the transformers, the pipeline's own by default.
@@ -105,26 +119,43 @@ class BlockAdapter:
         counts = [len(lists) for lists in blocks]
         patterns = _like(self.forward_pattern, counts, (ForwardPattern, Streams), "forward_pattern")
         modifiers = _like(self.params_modifiers, counts, (ParamsModifier, type(None)), "params_modifiers")
-        members = []
+        members: list[Member] = []
         for index, model in enumerate(models):
             found = list(zip(blocks[index], patterns[index], modifiers[index], strict=True))
+            first = len(members)
             for lists, pattern, modifier in _joined(found) if self.chain else (((b,), p, m) for b, p, m in found):
                 names = [self._name(model, index, item) for item in lists]
                 every = tuple(block for item in lists for block in item)
                 if not every:
                     raise InputError(f"{' + '.join(names)}: this block list is empty")
-                members.append(Member(" + ".join(names), model, every, as_streams(pattern), modifier))
+                member = Member(" + ".join(names), model, every, as_streams(pattern), modifier)
+                if self.alternate and len(members) > first:
+                    if len(every) != len(members[first].blocks):
+                        raise InputError(f"{member.name}: lists that take turns have one length, and this has another")
+                    member = replace(member, modifier=members[first].modifier, leader=first)
+                members.append(member)
         return members
 
     def _name(self, model: nn.Module, index: int, blocks: nn.ModuleList) -> str:
         if not isinstance(blocks, nn.ModuleList):
             raise InputError(f"BlockAdapter: blocks: a {type(blocks).__name__} is no nn.ModuleList")
-        path = next((name for name, module in model.named_modules() if module is blocks), None)
+        path = next((name for name, module in model.named_modules() if module is blocks), None) or _part(model, blocks)
         if path is None:
             raise InputError(f"BlockAdapter: blocks: a list given is no part of {type(model).__name__}")
         component = "transformer" if index == 0 else f"transformer_{index + 1}"
         parts = getattr(self.pipe, "components", {})
         return f"{next((name for name, part in parts.items() if part is model), component)}.{path}"
+
+
+def _part(model: nn.Module, blocks: nn.ModuleList) -> str | None:
+    """Return the name of a slice of one of the model's lists: 'transformer_blocks[0:8]'."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(blocks):
+            start = next((index for index, block in enumerate(module) if block is blocks[0]), len(module))
+            part = module[start : start + len(blocks)]
+            if len(part) == len(blocks) and all(a is b for a, b in zip(part, blocks, strict=True)):
+                return f"{name}[{start}:{start + len(blocks)}]"
+    return None
 
 
 def _joined(found: list[tuple[nn.ModuleList, Any, Any]]) -> Iterator[tuple[tuple[nn.ModuleList, ...], Any, Any]]:

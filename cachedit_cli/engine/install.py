@@ -335,6 +335,10 @@ class Installation:
         """Drop all state; the next forward begins a generation."""
         self._site.restart()
 
+    def undo_with(self, change: Undoable) -> None:
+        """Take back a further change when the cache is taken out."""
+        self._patches.append(change)
+
     def retain(self, names: set[str]) -> None:
         """Take out every unit but those named; may be called inside a forward."""
         for station in self._site.stations:
@@ -382,13 +386,18 @@ def install(
         if adapter.patch_functor is not None:
             patches.extend(FunctorPatch(adapter.patch_functor, model) for model in adapter.transformers())
         stations: dict[int, Station] = {}
-        infos, used = [], set[int]()
+        infos, used, runners = [], set[int](), list[Runner[Any]]()
         for member in adapter.members():
             if used & {id(block) for block in member.blocks}:
                 raise InputError(f"{member.name}: a block of it is in another list too")
             used |= {id(block) for block in member.blocks}
             station = stations.setdefault(id(member.transformer), Station(member.transformer, site))
             runner, info = _runner(member, shared, calibrator_config, log)
+            if adapter.skips and runner.config.kind == "DBCache":
+                _check_skips(runner)
+            if member.leader is not None and runner.config.kind == "DBCache":
+                runner.leader = runners[member.leader]
+            runners.append(runner)
             infos.append(info)
             station.runners.append(runner)
             for index, block in enumerate(member.blocks):
@@ -406,6 +415,15 @@ def install(
         installation.remove()
         raise
     return installation
+
+
+def _check_skips(runner: Runner[Any]) -> None:
+    front, back = runner.config.Fn_compute_blocks, runner.config.Bn_compute_blocks
+    if back > front and front + back < runner.unit.count:
+        raise InputError(
+            f"{runner.unit.name}: Bn_compute_blocks is {back} and Fn_compute_blocks is {front}, but this model hands "
+            "what its first blocks return to its last ones, so that Bn must not be larger than Fn"
+        )
 
 
 def _runner(

@@ -127,6 +127,7 @@ class Runner(ABC, Generic[ContextT]):
         self._log = log
         self.mask: Sequence[int] | None = None  # of this generation
         self.own_steps = False  # the mask counts the context's own steps, not the pipeline's
+        self.leader: Runner[ContextT] | None = None  # whose decision is shared
         self._contexts: dict[tuple[str, int], ContextT] = {}
         self._tick: Tick | None = None  # None outside of a forward
         self._pass: Pass[ContextT] | None = None
@@ -164,6 +165,11 @@ class Runner(ABC, Generic[ContextT]):
         """Bytes kept between steps."""
         return sum(context.nbytes for context in self._contexts.values())
 
+    @property
+    def verdict(self) -> Verdict | None:
+        """What was decided in the walk in progress."""
+        return self._pass.verdict if self._pass is not None else None
+
     # ---- once a walk through the blocks
 
     def _open(self, entry: States) -> None:
@@ -189,7 +195,7 @@ class Runner(ABC, Generic[ContextT]):
         now = self._pass = Pass(tick, context, entry, watch)
         step = context.k if self.own_steps else tick.step
         view = View(context.k, step, context.history, context.cached, context.in_a_row)
-        now.verdict = by_rule(self.config, self.mask, view)
+        now.verdict = by_rule(self.config, self.mask, view) if self.leader is None else None
         if now.verdict is not None and now.verdict.reason == "threshold":
             now.threshold = self.config.residual_diff_threshold
 
@@ -342,7 +348,9 @@ class BlockCache(Runner[BlockContext]):
             now.verdict = Verdict("compute", "no-middle")
             return
         residual = None
-        if self._measures:
+        if self.leader is not None:
+            now.verdict = self._shared_verdict(context, self.leader)
+        elif self._measures:
             with torch.no_grad():
                 residual = state[main] - now.entry[main]
                 if now.verdict is None:
@@ -353,6 +361,14 @@ class BlockCache(Runner[BlockContext]):
             self._held = output if output is not None else pack(empty | state, self.unit.streams.returns, context.form)
         elif residual is not None:
             context.front, context.front_norm = residual, l1(residual)
+
+    def _shared_verdict(self, context: BlockContext, leader: Runner[BlockContext]) -> Verdict:
+        shared = leader.verdict
+        if shared is None or (shared.decision == "reuse" and not context.history):
+            raise RunError(
+                f"{self.unit.name}: does not take turns with {leader.unit.name}; cache only one of the lists"
+            )
+        return shared
 
     def _measure(self, now: Pass[BlockContext], residual: Tensor) -> None:
         """Compare the front residual with the one of the last computed step."""

@@ -1,0 +1,17 @@
+"""Allegro."""
+
+from __future__ import annotations
+
+from cachedit_cli.engine.pattern import ForwardPattern
+from cachedit_cli.registry import BlockList, ModelAdapter, register
+
+register(
+    ModelAdapter(
+        name="allegro",
+        transformer="AllegroTransformer3DModel",
+        lists=(BlockList("transformer_blocks", ForwardPattern.Pattern_2, "num_layers"),),
+        pipelines=("AllegroPipeline",),
+        guidance="one forward, both branches in a batch",
+        modality=("video",),
+    )
+)

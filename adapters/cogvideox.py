@@ -1,0 +1,32 @@
+"""CogVideoX 1.0 and 1.5 (also Fun-Control), and ConsisID, which is made from it."""
+
+from __future__ import annotations
+
+from cachedit_cli.engine.pattern import ForwardPattern
+from cachedit_cli.registry import BlockList, ModelAdapter, register
+
+register(
+    ModelAdapter(
+        name="cogvideox",
+        transformer="CogVideoXTransformer3DModel",
+        lists=(BlockList("transformer_blocks", ForwardPattern.Pattern_0, "num_layers"),),
+        pipelines=(
+            "CogVideoXFunControlPipeline",
+            "CogVideoXImageToVideoPipeline",
+            "CogVideoXPipeline",
+            "CogVideoXVideoToVideoPipeline",
+        ),
+        guidance="one forward, both branches in a batch",
+        modality=("video",),
+    )
+)
+register(
+    ModelAdapter(
+        name="consisid",
+        transformer="ConsisIDTransformer3DModel",
+        lists=(BlockList("transformer_blocks", ForwardPattern.Pattern_0, "num_layers"),),
+        pipelines=("ConsisIDPipeline",),
+        guidance="one forward, both branches in a batch",
+        modality=("video",),
+    )
+)

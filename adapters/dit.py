@@ -1,0 +1,16 @@
+"""DiT, conditioned on classes of ImageNet."""
+
+from __future__ import annotations
+
+from cachedit_cli.engine.pattern import ForwardPattern
+from cachedit_cli.registry import BlockList, ModelAdapter, register
+
+register(
+    ModelAdapter(
+        name="dit",
+        transformer="DiTTransformer2DModel",
+        lists=(BlockList("transformer_blocks", ForwardPattern.Pattern_3, "num_layers"),),
+        pipelines=("DiTPipeline",),
+        guidance="one forward, both branches in a batch, the null class second",
+    )
+)

@@ -1,0 +1,22 @@
+"""Latte: spatial and temporal blocks take turns, and the two lists share one decision."""
+
+from __future__ import annotations
+
+from cachedit_cli.engine.pattern import ForwardPattern
+from cachedit_cli.registry import BlockList, ModelAdapter, register
+
+register(
+    ModelAdapter(
+        name="latte",
+        transformer="LatteTransformer3DModel",
+        lists=(
+            BlockList("transformer_blocks", ForwardPattern.Pattern_3, "num_layers"),
+            BlockList("temporal_transformer_blocks", ForwardPattern.Pattern_3, "num_layers"),
+        ),
+        alternate=True,
+        pipelines=("LattePipeline",),
+        guidance="one forward, both branches in a batch",
+        modality=("video",),
+        note="A spatial and a temporal block are one unit: Fn and Bn count such pairs.",
+    )
+)

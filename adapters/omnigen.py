@@ -1,0 +1,16 @@
+"""OmniGen."""
+
+from __future__ import annotations
+
+from cachedit_cli.engine.pattern import ForwardPattern
+from cachedit_cli.registry import BlockList, ModelAdapter, register
+
+register(
+    ModelAdapter(
+        name="omnigen",
+        transformer="OmniGenTransformer2DModel",
+        lists=(BlockList("layers", ForwardPattern.Pattern_3, "num_layers"),),
+        pipelines=("OmniGenPipeline",),
+        guidance="one forward, both branches in a batch, conditional first; three with input images",
+    )
+)

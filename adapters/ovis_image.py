@@ -1,0 +1,20 @@
+"""Ovis-Image: double blocks, then single blocks, with the same two streams."""
+
+from __future__ import annotations
+
+from cachedit_cli.engine.pattern import ForwardPattern
+from cachedit_cli.registry import BlockList, ModelAdapter, register
+
+register(
+    ModelAdapter(
+        name="ovis-image",
+        transformer="OvisImageTransformer2DModel",
+        lists=(
+            BlockList("transformer_blocks", ForwardPattern.Pattern_1, "num_layers"),
+            BlockList("single_transformer_blocks", ForwardPattern.Pattern_1, "num_single_layers"),
+        ),
+        chain=True,
+        pipelines=("OvisImagePipeline",),
+        guidance="two forwards a step, conditional first",
+    )
+)

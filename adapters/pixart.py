@@ -1,0 +1,20 @@
+"""PixArt-Alpha and PixArt-Sigma."""
+
+from __future__ import annotations
+
+from cachedit_cli.engine.pattern import ForwardPattern
+from cachedit_cli.registry import BlockList, ModelAdapter, register
+
+register(
+    ModelAdapter(
+        name="pixart",
+        transformer="PixArtTransformer2DModel",
+        lists=(BlockList("transformer_blocks", ForwardPattern.Pattern_3, "num_layers"),),
+        pipelines=(
+            "PixArtAlphaPipeline",
+            "PixArtSigmaPAGPipeline",
+            "PixArtSigmaPipeline",
+        ),
+        guidance="one forward, both branches in a batch",
+    )
+)

@@ -1,0 +1,19 @@
+"""PRX and PRX pixel."""
+
+from __future__ import annotations
+
+from cachedit_cli.engine.pattern import ForwardPattern
+from cachedit_cli.registry import BlockList, ModelAdapter, register
+
+register(
+    ModelAdapter(
+        name="prx",
+        transformer="PRXTransformer2DModel",
+        lists=(BlockList("blocks", ForwardPattern.Pattern_2, "depth"),),
+        pipelines=(
+            "PRXPipeline",
+            "PRXPixelPipeline",
+        ),
+        guidance="one forward, both branches in a batch",
+    )
+)
