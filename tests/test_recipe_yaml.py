@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachedit_cli.recipe_yaml import Mark, Node, merge, node_of, parse, plain, put
@@ -71,6 +71,7 @@ VALUES = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text("abcd", max_size=3), VALUES, max_size=4))
 def test_what_yaml_writes_is_read_again(value: dict[str, Any]) -> None:
     # With tags: bare scalars are written for YAML 1.1.
@@ -123,6 +124,7 @@ def test_a_merged_tree_keeps_the_places_of_both() -> None:
     assert {key: str(node.mark) for key, node in merged.value["a"].value.items()} == {"b": "low", "c": "up"}
 
 
+@settings(deadline=None)
 @given(VALUES, VALUES, VALUES)
 def test_layers_can_be_merged_in_any_grouping(one: Any, two: Any, three: Any) -> None:
     low, middle, high = (node_of({"a": value}, Mark(str(n))) for n, value in enumerate((one, two, three)))
@@ -132,6 +134,7 @@ def test_layers_can_be_merged_in_any_grouping(one: Any, two: Any, three: Any) ->
         assert plain(left) == plain(merge(low, merge(middle, high, keep_all), keep_all))
 
 
+@settings(deadline=None)
 @given(VALUES)
 def test_a_value_that_is_put_can_be_found_and_nothing_else_changes(value: Any) -> None:
     before = node_of({"a": {"b": [{"c": 1}, {"c": 2}]}, "d": 4}, Mark("f"))
