@@ -32,7 +32,9 @@ class Block(nn.Module):
     def run(self, h: torch.Tensor, e: torch.Tensor | None, temb: torch.Tensor) -> Any:
         mixed = h + torch.tanh(h @ self.h + temb + (e.mean(1, keepdim=True) if e is not None else 0))
         text = (e if e is not None else h[:, :3]) + torch.tanh((e if e is not None else h[:, :3]) @ self.e + temb)
-        return {0: (mixed, text), 1: (text, mixed), 2: mixed, 3: mixed, 4: (mixed, text), 5: (text, mixed)}[self.pattern]
+        return {0: (mixed, text), 1: (text, mixed), 2: mixed, 3: mixed, 4: (mixed, text), 5: (text, mixed)}[
+            self.pattern
+        ]
 
 
 class TwoStreams(Block):
