@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 import pytest
+from safetensors import safe_open
 
 from cachedit_cli import demo
 
@@ -58,6 +59,13 @@ def test_the_defaults_are_the_sizes_that_the_weights_were_trained_with() -> None
     tokenizer = json.loads((demo.path() / "tokenizer" / "tokenizer_config.json").read_text())
     assert demo.DEFAULTS["height"] == demo.DEFAULTS["width"] == vae["sample_size"]
     assert demo.DEFAULTS["max_sequence_length"] == tokenizer["model_max_length"]
+
+
+def test_the_text_encoder_has_the_weight_names_that_every_transformers_reads() -> None:
+    """transformers 5 also reads and writes them without the prefix; 4 then starts from random weights."""
+    with safe_open(demo.path() / "text_encoder" / "model.safetensors", "pt") as weights:
+        names = list(weights.keys())
+    assert all(name.startswith("text_model.") for name in names)
 
 
 def test_asking_where_the_model_is_imports_no_torch() -> None:

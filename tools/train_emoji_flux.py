@@ -488,6 +488,7 @@ def build_models(options: Options, words: int) -> nn.ModuleDict:
             bos_token_id=1,
             eos_token_id=1,
             attention_dropout=0.0,
+            attn_implementation="eager",  # quickest at 16 tokens; not part of what is saved
         )
     )
     nn.init.normal_(text_encoder.get_input_embeddings().weight, std=0.3)
@@ -592,7 +593,6 @@ class Velocity(nn.Module):
         transformer = cast(Any, models["transformer"])
         self.rotary = transformer.pos_embed(position_ids(device))
         if device.type == "cpu":
-            cast(Any, models["text_encoder"]).set_attn_implementation("eager")
             self.rotary = (*self.rotary, quicken(transformer))
         if compile_blocks:
             for block in [*transformer.transformer_blocks, *transformer.single_transformer_blocks]:
@@ -792,6 +792,7 @@ def train_flux(options: Options, device: torch.device, names: list[list[str]]) -
 def export(options: Options, names: list[list[str]]) -> None:
     """Write the pipeline folder from the newest checkpoints."""
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+    from safetensors.torch import load_file, save_file
 
     tokenizer = build_tokenizer(names)
     models = build_models(options, len(tokenizer))
@@ -809,11 +810,14 @@ def export(options: Options, names: list[list[str]]) -> None:
         transformer=models["transformer"],
     )
     pipeline.to(torch.float16).save_pretrained(options.out, safe_serialization=True)
-    # transformers 5 writes a class name that transformers 4 does not know; both know this one.
+    # transformers 5 writes names that transformers 4 does not know: of a class, and of CLIP's weights. Both read these.
     for name in ("model_index.json", "tokenizer/tokenizer_config.json", "tokenizer_2/tokenizer_config.json"):
         file = options.out / name
         text = file.read_text(encoding="utf-8").replace("TokenizersBackend", "PreTrainedTokenizerFast")
         file.write_text(text, encoding="utf-8")
+    weights = options.out / "text_encoder" / "model.safetensors"
+    named = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in load_file(weights).items()}
+    save_file(named, weights, metadata={"format": "pt"})
     size = sum(file.stat().st_size for file in options.out.rglob("*") if file.is_file())
     print(f"wrote {options.out}: {size / 1e6:.1f} MB")
 
