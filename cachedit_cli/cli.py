@@ -224,6 +224,7 @@ class _Screen:
         for job in batch:
             self._line(f"seed {job.seed}" + (f": {job.prompt}" if job.prompt else ""))
         if self._live is not None:
+            self._live.update("")  # not the strip before
             self._live.start()
 
     def row(self, row: Row) -> None:

@@ -100,7 +100,7 @@ def call_class(files: ModelFiles, asked: str | None, revision: str | None) -> ty
     name = asked or files.pipeline
     if name is None:
         with _hub_errors(files.id):
-            index = diffusers.DiffusionPipeline.load_config(files.id, revision=revision)
+            index = diffusers.DiffusionPipeline.load_config(files.source, revision=revision)
         name = index.get("_class_name") if isinstance(index, dict) else None
     if not isinstance(name, str):
         raise InputError(f"model.id: {files.id}: brings a pipeline class of its own; only those of diffusers are used")

@@ -63,7 +63,7 @@ def test_the_demos_plan_tells_model_adapter_blocks_and_settings() -> None:
 def test_the_estimate_of_cache_memory_is_what_a_run_holds(
     changes: tuple[str, ...], source: str, tmp_path: Path, capsys: CAUGHT
 ) -> None:
-    settings = [*changes, "model.device=cpu", "generate.num_inference_steps=28"]
+    settings = [*changes, "model.device=cpu", "generate.num_inference_steps=6"]
     options = [word for change in settings for word in ("--set", change)]
     assert main(["run", source, *options, "--json", "--output-dir", str(tmp_path)]) == 0
     most: dict[tuple[str, str], int] = {}

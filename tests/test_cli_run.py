@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -14,7 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
+from cachedit_cli import cli
 from cachedit_cli.cli import _Screen, main
 from cachedit_cli.engine.stats import Row
 
@@ -67,6 +70,16 @@ def test_a_run_shows_its_plan_the_strip_the_file_and_what_was_saved(tmp_path: Pa
     assert saved > 0
     assert calls == 8 * 18
     assert lines[-1].startswith(f"saved {saved} of {calls} block calls (")
+
+
+def test_on_a_terminal_the_strip_fills_as_the_steps_happen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    terminal = Console(file=shown, force_terminal=True, width=80, color_system=None)
+    monkeypatch.setattr(cli, "_console", lambda stderr: terminal)
+    monkeypatch.setattr(cli, "REFRESH", 0)
+    assert main(["run", "demo", "--steps", "3", "--output-dir", str(tmp_path)]) == 0
+    drawn = re.findall(r"cond \|[^|]*\| \d/3", shown.getvalue())
+    assert list(dict.fromkeys(drawn)) == ["cond |█  | 1/3", "cond |██ | 2/3", "cond |███| 3/3"]
 
 
 def test_json_is_one_document_on_stdout_and_the_rest_is_on_stderr(tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import errors as hub
 from PIL import Image
 
 from cachedit_cli import demo, pipeline
@@ -267,6 +269,57 @@ def test_a_model_with_missing_weights_is_one_sentence(draw: Callable[..., Outcom
         draw(f"model.id={own}")
     assert str(caught.value).startswith(f"{own} could not be loaded: ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "raised", "message"),
+    [
+        (
+            [hub.GatedRepoError],
+            InputError,
+            "model.id: {}: access must be granted first: accept the terms on its hub page, then `hf auth login`",
+        ),
+        ([hub.RepositoryNotFoundError], InputError, "model.id: {}: neither a local folder nor a model on the hub"),
+        (
+            [OSError, hub.RevisionNotFoundError],
+            InputError,
+            "model.id: {}: neither a local folder nor a model on the hub",
+        ),
+        (
+            [OSError, hub.LocalEntryNotFoundError],
+            RunError,
+            "{} is neither a local folder nor complete in the hub's cache, and the hub cannot be reached",
+        ),
+        (
+            [OSError, type("ConnectError", (Exception,), {})],
+            RunError,
+            "{} is neither a local folder nor complete in the hub's cache, and the hub cannot be reached",
+        ),
+        ([ValueError], RunError, "{} could not be loaded: ValueError"),
+    ],
+)
+def test_what_the_hub_says_becomes_one_sentence(
+    kinds: list[type[Exception]],
+    raised: type[Exception],
+    message: str,
+    draw: Callable[..., Outcome],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    from diffusers import DiffusionPipeline
+
+    errors = [kind.__new__(kind) for kind in kinds]
+    for outer, inner in pairwise(errors):
+        outer.__cause__ = inner
+
+    def fail(*_: object, **__: object) -> None:
+        raise errors[0]
+
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", fail)
+    (tmp_path / "own").symlink_to(demo.path(), target_is_directory=True)
+    with pytest.raises(raised) as caught:
+        draw(f"model.id={tmp_path / 'own'}")
+    assert str(caught.value) == message.format(tmp_path / "own")
 
 
 def test_a_pipeline_of_another_make_needs_the_arguments_it_takes() -> None:
