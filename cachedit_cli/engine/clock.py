@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .loops import Loops
 from .pattern import Slot
 
-__all__ = ["Announced", "Clock", "Forward", "Loop", "Signature", "Tick"]
+__all__ = ["Announced", "Clock", "Forward", "Signature", "Tick"]
 
 _MOST_BRANCHES = 16  # of one transformer in a step, where no pipeline bounds the generation
 _TIMES = ("timestep", "timesteps", "t", "sigma", "sigmas", "time", "time_step")
@@ -66,14 +67,6 @@ class Forward:
     flags: tuple[object, ...]
     marks: dict[str, Tensor]
     sample: object
-
-
-@dataclass(frozen=True, slots=True)
-class Loop:
-    """A pipeline's denoising loop that is running; ``token`` changes when it starts over with another schedule."""
-
-    steps: int | None
-    token: Callable[[], object]
 
 
 class Signature:
@@ -209,11 +202,11 @@ class Branches:
 class Clock:
     """Counts generations and steps over all transformers of one installation, and branches for each of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, loops: Loops) -> None:
         self.generation = -1
         self.step = 0
-        self.loop: Loop | None = None
-        self._token: object = None
+        self._loops = loops
+        self._schedule: object = None  # that the scheduler made for this generation
         self._moment: float | None = None
         self._rising: bool | None = None  # whether the time grows from step to step; unknown before the second
         self._branches: dict[int, Branches] = {}
@@ -233,12 +226,12 @@ class Clock:
             steps: Steps of a generation if known.
             separate_cfg: Where nothing else tells: every second forward is the guidance branch.
         """
-        token = self.loop.token() if self.loop is not None else None
-        if self._fresh or token is not self._token:
+        schedule = self._loops.schedule()
+        if self._fresh or schedule is not self._schedule:
             self._begin(call.moment)
-        self._token = token
+        self._schedule = schedule
         if call.moment is not None and call.moment != self._moment:
-            self._move(call.moment)
+            self._move(call.moment, steps if self._loops.now is None else None)
         branches = self._branches.setdefault(model, Branches())
         if call.moment is None and call.announced is None:
             branch = self._count(model, steps, separate_cfg, call)
@@ -258,12 +251,14 @@ class Clock:
         for branches in self._branches.values():
             branches.seen.clear()
 
-    def _move(self, moment: float) -> None:
+    def _move(self, moment: float, most: int | None) -> None:
         if self._moment is None:
             self._moment = moment
             return
         rising = moment > self._moment
-        if self._rising is None or rising == self._rising:
+        if most is not None and self.step + 1 >= most:
+            self._begin(moment)
+        elif self._rising is None or rising == self._rising:
             self._rising, self._moment = rising, moment
             self._advance()
         else:  # time turned back: another generation
@@ -277,7 +272,7 @@ class Clock:
                 # A second call at the first time is another branch (a tile, say) unless it is the same in everything.
                 self.step > 0 or call.moment is None or _distance(repeat.sample, call.sample) == 0
             )
-            if again or (self.loop is None and len(branches.known) >= _MOST_BRANCHES):
+            if again or (self._loops.now is None and len(branches.known) >= _MOST_BRANCHES):
                 if not again or (steps is not None and self.step + 1 >= steps):
                     self._begin(call.moment)
                     branches = self._branches.setdefault(model, Branches())

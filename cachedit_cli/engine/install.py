@@ -19,9 +19,10 @@ from torch import nn
 
 from ..errors import InputError, RunError
 from .adapter import BlockAdapter, Member
-from .clock import Announced, Clock, Forward, Loop, Signature, Tick
+from .clock import Announced, Clock, Forward, Signature, Tick
 from .config import CacheConfig, CalibratorConfig, DBCacheConfig, DBPruneConfig, complete, fit, merge
 from .functor import PatchFunctor
+from .loops import Loops
 from .mask import steps_mask
 from .pattern import find_slots
 from .prune import BlockPrune
@@ -132,18 +133,18 @@ class Site:
     """What the transformers of one installation share."""
 
     def __init__(self, pipe: Any, log: DecisionLog, separate_cfg: bool, steps: int | None) -> None:
-        self.clock = Clock()
+        self.loops = Loops(pipe, self.restart, self.refuse)
+        self.clock = Clock(self.loops)
         self.log = log
         self.separate_cfg = separate_cfg
         self.stations: list[Station] = []
-        self._pipe = pipe
         self._set_steps = steps
         self._generation = -1
 
     @property
     def steps(self) -> int | None:
         """Steps of a generation over all transformers, as the pipeline's loop or the shared settings say."""
-        loop = self.clock.loop
+        loop = self.loops.now
         return loop.steps if loop is not None and loop.steps is not None else self._set_steps
 
     def restart(self, reason: str | None = None) -> None:
@@ -162,27 +163,13 @@ class Site:
             for runner in station.runners:
                 runner.drop(self.clock.generation, self.clock.step, reason)
 
-    def listen(self, original: Call) -> Call:
-        """Hear from the pipeline's progress bar where its denoising loop begins and ends."""
-
-        def progress_bar(*args: Any, **kwargs: Any) -> Any:
-            bar = original(*args, **kwargs)
-            steps = getattr(self._pipe, "_num_timesteps", None) or getattr(bar, "total", None)
-            loop = Loop(steps, lambda: getattr(getattr(self._pipe, "scheduler", None), "timesteps", None))
-            self.restart()
-            self.clock.loop = loop
-            close = bar.close
-
-            def closed() -> None:
-                close()
-                if self.clock.loop is loop:
-                    self.clock.loop = None
-                    self.restart()  # frees what is kept, before the pipeline decodes
-
-            bar.close = closed
-            return bar
-
-        return progress_bar
+    def refuse(self) -> None:
+        """Tell a second thread that it cannot be followed."""
+        names = " and ".join(dict.fromkeys(type(station.model).__name__ for station in self.stations))
+        raise RunError(
+            f"{names}: two threads are in this transformer at once, and its cache can only "
+            "follow one; give each thread a pipeline with a transformer of its own"
+        )
 
 
 class Station:
@@ -219,10 +206,8 @@ class Station:
         if self._thread == caller:
             return inner(*args, **kwargs)  # a model that calls itself
         if self._thread is not None:
-            raise RunError(
-                f"{type(self.model).__name__}: two threads are in this transformer at once, and its cache can only "
-                "follow one; give each thread a pipeline with a transformer of its own"
-            )
+            self._site.refuse()
+        self._site.loops.join(caller)
         self._thread = caller
         try:
             self._begin(args, kwargs)
@@ -249,7 +234,7 @@ class Station:
             runner.begin(tick)
 
     def _read(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Forward:
-        announced, loop = self._announced, self._site.clock.loop
+        announced, loop = self._announced, self._site.loops.now
         if announced is not None and announced.step_index is not None:
             moment: float | None = announced.step_index
         else:
@@ -409,7 +394,7 @@ def install(
             if callable(getattr(station.model, "cache_context", None)):
                 patches.append(MethodPatch(station.model, "cache_context", station.announce))
         if callable(getattr(adapter.pipe, "progress_bar", None)):
-            patches.append(MethodPatch(adapter.pipe, "progress_bar", site.listen))
+            patches.append(MethodPatch(adapter.pipe, "progress_bar", site.loops.listen))
         log.contexts[:] = infos
     except BaseException:
         installation.remove()
