@@ -2,7 +2,7 @@
 
     python bench/demo_settings.py
 
-12 pictures (4 prompts, 3 seeds) of 28 steps for each setting; float32, decoded, PSNR of the mean squared error over all.
+12 pictures (4 prompts, 3 seeds) of 28 steps for each setting: float32, decoded, PSNR of the mean square error.
 """
 
 from __future__ import annotations

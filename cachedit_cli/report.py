@@ -6,7 +6,7 @@ Knows rich; what the tables say comes from ``figures``. Reads decision logs only
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from rich.cells import cell_len
@@ -374,9 +374,15 @@ def _grid(lines: Sequence[tuple[str, RenderableType]]) -> Table:
 
 
 def print_summary(stats: Sequence[ContextStats], title: str, details: bool) -> None:
-    """Print the statistics of one generation."""
+    """Print the statistics of one generation; details begin with the Markdown table that the spec shows."""
     console = Console(highlight=False)
-    console.print(Text(title, "bold"))
+    sheet = figures.differences(stats) if details else None
+    if sheet is None:
+        console.print(Text(title, "bold"))
+    else:
+        columns = [*sheet.columns[:2], "Cache Steps", *(f"Diffs {name.capitalize()}" for name in sheet.columns[3:])]
+        table = replace(sheet, columns=columns).markdown()
+        console.print(Text(f"Cache Steps and Residual Diffs Statistics: {title}\n\n{table}"), soft_wrap=True)
     console.print(stats_table(stats, details))
 
 

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 from diffusers import HiDreamImageTransformer2DModel
-from tests.tiny import TinyTransformer, run, walk
-from tests.tiny_models import TINY
 from torch import Tensor, nn
 
 import cachedit_cli
 from cachedit_cli import BlockAdapterRegister, ForwardPattern, PatchFunctor
 from cachedit_cli.engine.install import Installation, installed
+from tests.tiny import TinyTransformer, run, walk
+from tests.tiny_models import TINY
+from tests.tiny_models.parts import TinyModel, tensors
 
 SPEC = Path(__file__).parent.parent / "docs" / "unified-cache-apis.md"
 
@@ -99,6 +100,10 @@ def pipe(flux: Any) -> Iterator[Any]:
     cachedit_cli.disable_cache(flux)
 
 
+def sample(tiny: TinyModel, model: nn.Module) -> Tensor:
+    return next(tensors(model(**tiny.inputs(0))))
+
+
 def there(target: nn.Module) -> Installation:
     found = installed(target)
     assert found is not None
@@ -161,14 +166,16 @@ class Hybrid(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.double = TinyTransformer(ForwardPattern.Pattern_1, blocks=10)
-        self.single = TinyTransformer(ForwardPattern.Pattern_3, blocks=10)
-        self.transformer_blocks = self.double.blocks
-        self.single_transformer_blocks = self.single.blocks
+        first = TinyTransformer(ForwardPattern.Pattern_1, blocks=10)
+        second = TinyTransformer(ForwardPattern.Pattern_3, blocks=10)
+        self.loops = (first, second)  # a tuple, so that only their lists are modules of this one
+        self.transformer_blocks = first.blocks
+        self.single_transformer_blocks = second.blocks
 
     def forward(self, hidden_states: Tensor, timestep: Any, encoder_hidden_states: Tensor, controls: Any = None) -> Any:
-        hidden_states = self.double(hidden_states, timestep, encoder_hidden_states)[:, : hidden_states.shape[1]]
-        return self.single(hidden_states, timestep, encoder_hidden_states)
+        for loop in self.loops:
+            hidden_states = loop(hidden_states, timestep, encoder_hidden_states)
+        return hidden_states
 
 
 @dataclass
@@ -211,7 +218,8 @@ def test_two_transformers_with_settings_of_their_own() -> None:
     first, second = settings(pipe.transformer)
     assert (first["max_warmup_steps"], first["max_cached_steps"]) == (4, 8)
     assert (second["max_warmup_steps"], second["max_cached_steps"]) == (2, 20)
-    assert first["enable_separate_cfg"] and second["enable_separate_cfg"]
+    assert first["enable_separate_cfg"]
+    assert second["enable_separate_cfg"]
     rows = there(pipe.transformer).log.generation()
     warm = {
         name: sum(row.reason in ("warmup", "no-history") for row in rows if row.context == name and row.branch == "0")
@@ -238,7 +246,8 @@ def test_a_registered_function_brings_adapter_and_functor() -> None:
     pipe = HiDreamImagePipeline(tiny.build())
     code = SNIPPETS["Implement Patch Functor, 1"]
     line = "    from cache_dit.caching.patch_functors import HiDreamPatchFunctor\n"
-    assert line in code and "from diffusers import HiDreamImageTransformer2DModel" in code
+    assert line in code
+    assert "from diffusers import HiDreamImageTransformer2DModel" in code
     scope = {
         **{name: getattr(cachedit_cli, name) for name in cachedit_cli.__all__},
         "HiDreamPatchFunctor": HiDreamPatchFunctor,
@@ -247,10 +256,10 @@ def test_a_registered_function_brings_adapter_and_functor() -> None:
     try:
         exec(code.replace(line, ""), scope)
         with torch.no_grad():
-            plain = tiny.sample(pipe.transformer(**tiny.inputs(0)))
+            plain = sample(tiny, pipe.transformer)
             cachedit_cli.enable_cache(pipe)
             assert applied == [pipe.transformer]
-            assert torch.equal(tiny.sample(pipe.transformer(**tiny.inputs(0))), plain)
+            assert torch.equal(sample(tiny, pipe.transformer), plain)
         names = [info.name for info in there(pipe.transformer).log.contexts]
         assert names == ["transformer.double_stream_blocks", "transformer.single_stream_blocks"]
     finally:
@@ -310,7 +319,8 @@ def test_the_summary_returns_statistics_per_context(pipe: Any) -> None:
     assert stats.name == "transformer.transformer_blocks + transformer.single_transformer_blocks"
     assert stats.cached_steps == [row.step for row in stats.rows if row.decision == "reuse"]
     assert set(stats.residual_diffs) == {row.step for row in stats.rows if row.diff is not None}
-    assert stats.cfg_cached_steps == [] and stats.cfg_residual_diffs == {}
+    assert stats.cfg_cached_steps == []
+    assert stats.cfg_residual_diffs == {}
 
 
 @covers("Cache Stats Summary, 2")
@@ -346,7 +356,8 @@ def test_dbprune_prunes_blocks_after_its_warm_up(pipe: Any) -> None:
     execute("DBPrune: Dynamic Block Prune, 1", pipe_or_adapter=pipe)
     draw(pipe, 16)
     (stats,) = cachedit_cli.summary(pipe)
-    assert stats.pruned_steps and min(stats.pruned_steps) >= 8
+    assert stats.pruned_steps
+    assert min(stats.pruned_steps) >= 8
     assert all(0 < count <= 10 for count in stats.pruned_blocks.values())
 
 
@@ -365,7 +376,8 @@ def test_guidance_options_are_taken(pipe: Any) -> None:
     execute("Hybrid Cache CFG, 1", pipe_or_adapter=pipe)
     (used,) = settings(pipe.transformer)
     assert used["enable_separate_cfg"] is True
-    assert used["cfg_compute_first"] is False and used["cfg_diff_compute_separate"] is True
+    assert used["cfg_compute_first"] is False
+    assert used["cfg_diff_compute_separate"] is True
 
 
 @covers("Hybrid TaylorSeer Calibrator, 1")
