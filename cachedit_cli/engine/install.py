@@ -222,8 +222,11 @@ class Station:
         return output
 
     def _begin(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-        tick = self._site.clock.tick(id(self.model), self._read(args, kwargs), self._steps(), self._site.separate_cfg)
-        self._site.arrive(tick)
+        call, site = self._read(args, kwargs), self._site
+        # A number of one of several transformers says nothing of the generation, except where calls are only counted.
+        shared = len(site.stations) > 1 and (call.moment is not None or call.announced is not None)
+        tick = site.clock.tick(id(self.model), call, site.steps if shared else self._steps(), site.separate_cfg)
+        site.arrive(tick)
         if tick.generation != self._generation:
             self._generation = tick.generation
             for patch in self.patches:
