@@ -502,14 +502,15 @@ def test_transformers_that_divide_the_steps_share_generation_and_step(boundary: 
 def test_each_transformer_may_have_a_mask_over_its_own_steps() -> None:
     modifiers = [
         ParamsModifier(DBCacheConfig.reset(num_inference_steps=2, steps_computation_mask="10")),
-        ParamsModifier(DBCacheConfig.reset(num_inference_steps=4, steps_computation_mask="1010")),
+        ParamsModifier(DBCacheConfig.reset(num_inference_steps=4, steps_computation_mask="1100")),
     ]
     models, data = two_experts(6, 2, modifiers)
     with install(data, EAGER) as cache:
         drive(models, 6, 2)
         drive(models, 6, 2)
     bits = "".join("1" if row.decision == "compute" else "0" for row in cache.log.rows if row.branch == "0")
-    assert bits == "101010" * 2
+    assert bits == "101100" * 2
+    assert [row.step for row in cache.log.rows if row.branch == "0"] == [*range(6), *range(6)]
 
 
 def test_a_model_that_calls_itself_is_one_forward() -> None:
