@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ from .pattern import Slot
 __all__ = ["Announced", "Clock", "Forward", "Signature", "Tick"]
 
 _MOST_BRANCHES = 16  # of one transformer in a step, where no pipeline bounds the generation
+_TEXT = re.compile("encoder|text|prompt|context|cond|cap_|label|pooled")
 _TIMES = ("timestep", "timesteps", "t", "sigma", "sigmas", "time", "time_step")
 
 
@@ -116,13 +118,16 @@ class Signature:
         return tensors, tuple(flags)
 
 
+def _alias(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors are the same memory; marks hold theirs, so that an address is not used again."""
+    return a is b or (a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride())
+
+
 def _same(a: Tensor, b: Tensor) -> bool:
-    if a is b:
+    """Compare contents, but only where addresses differ."""
+    if _alias(a, b):
         return True
-    if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
-        return False
-    # Marks hold their tensors, so equal addresses are equal memory. Contents are only compared where they differ.
-    return (a.data_ptr() == b.data_ptr() and a.stride() == b.stride()) or bool(torch.equal(a, b))
+    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and bool(torch.equal(a, b))
 
 
 @dataclass
@@ -140,6 +145,12 @@ class Branch:
     def equal(self, marks: Mapping[str, Tensor]) -> list[str]:
         """Return the names of this branch's marks that the forward has as well."""
         return [name for name, mark in self.marks.items() if name in marks and _same(mark, marks[name])]
+
+    def speaks_otherwise(self, marks: Mapping[str, Tensor]) -> bool:
+        """Return whether a forward has another text: of another shape, or further away than one step moves."""
+        texts = [(mark, marks[name]) for name, mark in self.marks.items() if name in marks and _TEXT.search(name)]
+        moved = [(a, b) for a, b in texts if not _alias(a, b)]
+        return any(_distance(a, b) > 0.5 * float(a.float().abs().mean()) for a, b in moved)
 
     def confirm(self, marks: Mapping[str, Tensor]) -> None:
         if not self.confirmed:
@@ -170,7 +181,8 @@ class Branches:
         if call.announced is not None:
             return waiting[0] if waiting else None
         if len(self.known) == 1 and waiting and not waiting[0].confirmed:
-            return waiting[0]  # the second step of what may be the only branch: what moves is no mark
+            # The second step of what may be the only branch: what moves is no mark, but another text is.
+            return None if waiting[0].speaks_otherwise(call.marks) else waiting[0]
         scores = {b.name: len(b.equal(call.marks)) for b in waiting}
         waiting = [b for b in waiting if not b.confirmed or scores[b.name] == len(b.marks)]
         best = max(scores.values(), default=0)
