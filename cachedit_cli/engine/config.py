@@ -109,8 +109,10 @@ class CacheConfig(Settings):
         max_continuous_cached_steps: Steps that may be reused in a row; -1 is no limit.
         enable_separate_cfg: Guidance runs as a second forward. Only used where neither a cache context nor the
             timestep tells the branches apart; None leaves it to them.
-        cfg_compute_first: The first forward of a step is the guidance (unconditional) one.
-        cfg_diff_compute_separate: Measure each branch; False takes the first branch's difference of the same step.
+        cfg_compute_first: The first forward of a step is the guidance (unconditional) one: statistics call it so,
+            and it is measured, as the other's difference is not known yet.
+        cfg_diff_compute_separate: Measure each branch; False lets guidance take the difference of the forward before
+            it in the same step.
         num_inference_steps: Steps of a generation, where neither pipeline nor timestep tells.
         steps_computation_mask: One bit a step, 1 computes and 0 may reuse: a sequence of 0 and 1, a string of
             them, or the name of a policy (slow, medium, fast, ultra) that is laid out when the steps are known.

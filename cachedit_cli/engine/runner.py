@@ -237,6 +237,34 @@ class BlockContext(Context):
         return bool(self.snapshots)
 
 
+def _copied(states: States, names: Sequence[str]) -> States:
+    return {name: s.clone() if isinstance(s := states.get(name), Tensor) else s for name in names}
+
+
+class Apart:
+    """Keeps states from what a model does to them in place later on, with copies only where one was seen to do so.
+
+    The first time they are copied and watched; where nothing changed them, references are enough from then on.
+    """
+
+    def __init__(self) -> None:
+        self._copies: bool | None = None
+        self._watched: list[tuple[Tensor, int | None]] = []
+
+    def keep(self, states: States) -> States:
+        tensors = [state for state in states.values() if isinstance(state, Tensor)]
+        self._watched = [(tensor, None if tensor.is_inference() else tensor._version) for tensor in tensors]
+        return states if self._copies is False else _copied(states, tuple(states))
+
+    def intact(self) -> bool:
+        """Return whether what was kept is still what it was; tensors of inference mode count as changed."""
+        changed = any(version is None or tensor._version != version for tensor, version in self._watched)
+        self._watched = []
+        intact = self._copies is not False or not changed
+        self._copies = changed or bool(self._copies)
+        return intact
+
+
 class BlockCache(Runner[BlockContext]):
     """DBCache: the front blocks are computed and compared, the middle is computed or forecast, the back is computed."""
 
@@ -246,6 +274,8 @@ class BlockCache(Runner[BlockContext]):
         self._end = max(unit.count - config.Bn_compute_blocks, self._front)  # of the middle, exclusive
         self._base: States = {}  # streams after the front, in this pass
         self._held: Any = None  # what skipped blocks return; None while blocks are computed
+        self._forecast: Any = None  # what the last skipped block returns
+        self._apart = Apart()
         self._shared: tuple[int, int, float] | None = None  # generation, step and difference of the first branch
         static = config.steps_computation_mask is not None and config.steps_computation_policy == "static"
         self._measures = self._front > 0 and not static and 0 < config.residual_diff_threshold < 1
@@ -255,7 +285,7 @@ class BlockCache(Runner[BlockContext]):
 
     def drop(self, generation: int, step: int, reason: str | None) -> None:
         super().drop(generation, step, reason)
-        self._base, self._held, self._shared = {}, None, None
+        self._base, self._held, self._forecast, self._shared = {}, None, None, None
 
     def end(self) -> None:
         if self._held is not None:
@@ -317,8 +347,6 @@ class BlockCache(Runner[BlockContext]):
         return middle
 
     def _last_middle(self, last: bool, inner: Call) -> Call:
-        returns = self.unit.streams.returns
-
         def last_middle(*args: Any, **kwargs: Any) -> Any:
             now = self._pass
             if now is None:
@@ -329,9 +357,7 @@ class BlockCache(Runner[BlockContext]):
                 self._learn(now, output)
             else:
                 now.saved += 1
-                context = now.context
-                output = pack(context.snapshots.forecast(self._base, context.k), returns, context.form)
-                self._held = None
+                output, self._held, self._forecast = self._forecast, None, None
             self._base = {}
             if last:
                 now.watch.stop()
@@ -355,11 +381,14 @@ class BlockCache(Runner[BlockContext]):
                 residual = state[main] - now.entry[main]
                 if now.verdict is None:
                     self._measure(now, residual)
-        self._base = state
         if now.verdict is not None and now.verdict.decision == "reuse":
-            empty = dict.fromkeys(self.unit.streams.returns)
-            self._held = output if output is not None else pack(empty | state, self.unit.streams.returns, context.form)
-        elif residual is not None:
+            # The forecast is made now: what the loop does in place to the held states cannot reach it.
+            returns = self.unit.streams.returns
+            self._forecast = pack(context.snapshots.forecast(state, context.k), returns, context.form)
+            self._held = output if output is not None else pack(_copied(state, returns), returns, context.form)
+            return
+        self._base = self._apart.keep(state)
+        if residual is not None:
             context.front, context.front_norm = residual, l1(residual)
 
     def _shared_verdict(self, context: BlockContext, leader: Runner[BlockContext]) -> Verdict:
@@ -373,7 +402,8 @@ class BlockCache(Runner[BlockContext]):
     def _measure(self, now: Pass[BlockContext], residual: Tensor) -> None:
         """Compare the front residual with the one of the last computed step."""
         context, tick, threshold = now.context, now.tick, self.config.residual_diff_threshold
-        if not self.config.cfg_diff_compute_separate and tick.index > 0 and self._shared is not None:
+        takes = not self.config.cfg_diff_compute_separate and not self.config.cfg_compute_first and tick.index > 0
+        if takes and self._shared is not None:
             generation, step, diff = self._shared
             if (generation, step) == (tick.generation, tick.step):
                 now.diff, now.threshold, now.verdict = diff, threshold, by_difference(diff, threshold)
@@ -389,8 +419,10 @@ class BlockCache(Runner[BlockContext]):
         context, returns = now.context, self.unit.streams.returns
         context.form = pack(dict.fromkeys(returns), returns, output)
         try:
+            if not self._apart.intact():
+                raise ValueError("the states in front of the middle were changed in place")
             with torch.no_grad():
                 now.audit = context.snapshots.learn(self._base, unpack(output, returns), context.k, self.config.audit)
-        except ValueError as error:  # nothing to reuse from blocks that change the shape: compute, step after step
+        except ValueError as error:  # nothing to reuse, so that the next step computes
             tick, context.snapshots = now.tick, Snapshots(self._calibration, self.unit.streams.main)
             self._log.resets.append(Reset(tick.generation, tick.step, self.unit.name, tick.branch, str(error)))

@@ -212,15 +212,33 @@ class ContextStats:
 
 
 def collect(rows: Iterable[Row], contexts: Iterable[ContextInfo] = ()) -> list[ContextStats]:
-    """Group the rows of one generation by context and branch, in the order of first appearance."""
-    infos = {info.name: info for info in contexts}
+    """Group the rows of one generation by context and branch, in the order of first appearance.
+
+    Where the settings say that guidance is computed first, the branch that is first in a step with two is the second.
+    """
+    rows, infos = list(rows), {info.name: info for info in contexts}
     grouped: dict[str, dict[str, list[Row]]] = {}
     for row in rows:
         grouped.setdefault(row.context, {}).setdefault(row.branch, []).append(row)
-    return [
-        ContextStats(name, infos.get(name), [BranchStats(branch, found) for branch, found in branches.items()])
-        for name, branches in grouped.items()
-    ]
+    found = []
+    for name, branches in grouped.items():
+        info = infos.get(name)
+        stats = ContextStats(name, info, [BranchStats(branch, mine) for branch, mine in branches.items()])
+        if info is not None and info.settings.get("cfg_compute_first"):
+            first = _first_of_two(row for row in rows if row.context == name)
+            stats.branches.sort(key=lambda branch: branch.name == first)
+        found.append(stats)
+    return found
+
+
+def _first_of_two(rows: Iterable[Row]) -> str | None:
+    """Return the branch that comes first in the first step with more than one."""
+    before: Row | None = None
+    for row in rows:
+        if before is not None and row.step == before.step and row.branch != before.branch:
+            return before.branch
+        before = row
+    return None
 
 
 def percentile(values: Iterable[float], share: float) -> float | None:
