@@ -11,7 +11,7 @@ from torch import Tensor
 from .config import DBPruneConfig
 from .decide import Verdict, by_difference
 from .pattern import pack, unpack
-from .runner import Call, Context, Pass, Runner, Unit
+from .runner import Apart, Call, Context, Pass, Runner, Unit
 from .snapshots import Calibration, Snapshots, l1
 from .stats import DecisionLog
 
@@ -54,6 +54,7 @@ class BlockPrune(Runner[PruneContext]):
         super().__init__(unit, config, calibration, log)
         front, back = config.Fn_compute_blocks, unit.count - config.Bn_compute_blocks
         self._prunable = {i for i in range(front, back) if i not in set(config.non_prune_block_ids)}
+        self._apart = Apart()
         self._relax = config.enable_dynamic_prune_threshold
         self._ratio = config.dynamic_prune_threshold_relax_ratio
         highest = config.max_dynamic_prune_threshold
@@ -77,10 +78,11 @@ class BlockPrune(Runner[PruneContext]):
                 return inner(*args, **kwargs)
             output = self._prune(now, index, entry) if prunable else None
             if output is None:
+                before = self._apart.keep(entry) if prunable else entry
                 output = inner(*args, **kwargs)
                 now.computed += 1
-                if prunable:
-                    self._learn(now, index, entry, output)
+                if prunable and self._apart.intact():
+                    self._learn(now, index, before, output)
             if last:
                 self._finish(now)
             return output

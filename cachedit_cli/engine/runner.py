@@ -23,7 +23,7 @@ from .pattern import Slot, Streams, pack, unpack
 from .snapshots import Calibration, Snapshots, l1
 from .stats import DecisionLog, Reset, Row
 
-__all__ = ["BlockCache", "Call", "Context", "Pass", "Runner", "Stopwatch", "Unit"]
+__all__ = ["Apart", "BlockCache", "Call", "Context", "Pass", "Runner", "Stopwatch", "Unit"]
 
 Call = Callable[..., Any]
 States = dict[str, Any]
@@ -151,6 +151,14 @@ class Runner(ABC, Generic[ContextT]):
         """The forward returned."""
         self._close()
         self._tick = None
+
+    def missed(self, tick: Tick) -> None:
+        """Count a forward that ran before the blocks were wrapped: it computed all of them, and nothing was learned."""
+        context = self._contexts[(tick.branch, 0)] = self._new_context()
+        context.k = 1
+        row = Row(tick.generation, tick.step, self.unit.name, tick.branch, "compute", "no-history")
+        row.computed = self.unit.count
+        self._log.add(row)
 
     def drop(self, generation: int, step: int, reason: str | None) -> None:
         """Forget all branches and a forward in progress; a reason goes into the log."""

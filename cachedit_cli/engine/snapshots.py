@@ -103,7 +103,8 @@ class Snapshots:
             if start is not None and start.shape != value.shape:
                 raise ValueError(f"{stream} changes from {tuple(start.shape)} to {tuple(value.shape)} in the middle")
             value = value.detach()
-            fresh = value if self._calibration.absolute or start is None else value - start.detach()
+            # A state is copied, as the model may go on to change it in place.
+            fresh = value.clone() if self._calibration.absolute or start is None else value - start.detach()
             kept = self._kept.get(stream) or []
             if audit and stream == self._main and kept:
                 error = self._score(kept, fresh, start, now)
