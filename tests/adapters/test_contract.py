@@ -1,15 +1,10 @@
-"""What holds for every transformer class that has an adapter, as one contract over all tiny models.
-
-The reference for ``hold`` is written with forward hooks alone and computes every block: it shares nothing with the
-engine but the adapter's data.
-"""
+"""What holds for every transformer class that has an adapter, as one contract over all tiny models."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,8 +14,8 @@ from torch import Tensor, nn
 from cachedit_cli import registry
 from cachedit_cli.api import cached, enable_cache
 from cachedit_cli.engine.config import DBCacheConfig
-from cachedit_cli.engine.pattern import as_streams
 from cachedit_cli.errors import InputError
+from tests.adapters.brute_force import Hold, counted, distance, identical, units
 from tests.tiny_models import TINY, TinyModel, tensors
 
 STEPS = 4
@@ -88,37 +83,6 @@ def computed(name: str, step: int, branch: str = "cond") -> list[Tensor]:
     return forward(built(name), TINY[name], step, branch)
 
 
-def distance(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
-    """Return the largest difference, in units of the largest number."""
-    assert [a.shape for a in one] == [b.shape for b in other]
-    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(one, other, strict=True) if b.numel())
-
-
-def identical(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
-    return len(one) == len(other) and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-
-
-@dataclass
-class Unit:
-    """Blocks that are decided together."""
-
-    blocks: list[nn.Module]
-    returns: tuple[str, ...]
-
-
-def units(model: nn.Module, adapter: registry.ModelAdapter) -> list[Unit]:
-    config: Any = model.config
-    found = []
-    for entry in adapter.lists:
-        blocks: Any = model.get_submodule(entry.path)
-        last = config[entry.tail] if entry.tail is not None else 0
-        parts = [list(blocks)[: len(blocks) - last], list(blocks)[len(blocks) - last :]]
-        found += [Unit(part, as_streams(entry.pattern).returns) for part in parts if part]
-    if adapter.chain:
-        return [Unit([block for unit in found for block in unit.blocks], found[0].returns)]
-    return found
-
-
 def expected(tiny: TinyModel, model: nn.Module, front: int, back: int) -> int:
     """Return how many block calls a reused step saves."""
     if (tiny.name, front, back) in ALWAYS_COMPUTED:
@@ -128,61 +92,6 @@ def expected(tiny: TinyModel, model: nn.Module, front: int, back: int) -> int:
         len([index for index in range(front, len(unit.blocks) - back) if index not in left_out])
         for unit in units(model, tiny.adapter)
     )
-
-
-@contextlib.contextmanager
-def counted(model: nn.Module, adapter: registry.ModelAdapter) -> Iterator[list[int]]:
-    """Count the calls of blocks that are really computed."""
-    calls = [0]
-
-    def count(*_: object) -> None:
-        calls[0] += 1
-
-    handles = [block.register_forward_hook(count) for unit in units(model, adapter) for block in unit.blocks]
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@dataclass
-class Hold:
-    """DBCache with ``hold``, by brute force: every block is computed, and on a reused step the last block of the
-    middle returns the state after the front plus the change over the middle at the last computed step."""
-
-    unit: Unit
-    front: int
-    back: int
-    reuse: bool = False
-    base: list[Any] = field(default_factory=list)
-    change: list[Any] = field(default_factory=list)
-
-    def hooks(self) -> list[Any]:
-        end = len(self.unit.blocks) - self.back
-        if end <= self.front:
-            return []
-        first, last = self.unit.blocks[self.front - 1], self.unit.blocks[end - 1]
-        return [first.register_forward_hook(self._after_front), last.register_forward_hook(self._after_middle)]
-
-    def _values(self, output: Any) -> list[Any]:
-        values = list(output) if isinstance(output, (tuple, list)) else [output]
-        return values[: len(self.unit.returns)]
-
-    def _after_front(self, _module: nn.Module, _args: object, output: Any) -> None:
-        self.base = self._values(output)
-
-    def _after_middle(self, _module: nn.Module, _args: object, output: Any) -> Any:
-        values = self._values(output)
-        if not self.base:
-            return None  # the model left out the end of the front
-        if not self.reuse:
-            self.change = [None if a is None else a - b for a, b in zip(values, self.base, strict=True)]
-            return None
-        new = [None if c is None else b + c for b, c in zip(self.base, self.change, strict=True)]
-        if not isinstance(output, (tuple, list)):
-            return new[0]
-        return type(output)([*new, *output[len(new) :]])
 
 
 def by_brute_force(
@@ -257,7 +166,7 @@ def test_hold_equals_brute_force_saves_what_it_should_and_changes_the_output(
     attributes = Attributes(model, tiny)
     reference = by_brute_force(model, tiny, front, back)
     saved = expected(tiny, model, front, back)
-    with counted(model, tiny.adapter) as calls:
+    with counted(units(model, tiny.adapter)) as calls:
         forward(model, tiny, 0)
         whole = calls[0]
         calls[0] = 0
