@@ -14,11 +14,10 @@ from typing import Any, TypeVar
 from torch import nn
 
 from . import registry
-from .detect import candidates, keep_what_fits, refuse_contradictions
+from .detect import find_and_admit, refuse_contradictions
 from .engine.adapter import BlockAdapter, ParamsModifier
 from .engine.config import CacheConfig, CalibratorConfig, DBCacheConfig, complete, merge
 from .engine.install import Installation, install, installed
-from .engine.pattern import ForwardPattern, Streams, as_streams
 from .engine.stats import ContextStats, collect
 from .errors import InputError
 
@@ -103,9 +102,9 @@ def refresh_context(
         calibrator = calibrator_config if calibrator_config is not None else old.calibrator_config
         old.remove()
         try:
-            new = install(old.adapter, config, calibrator, old.log)
+            new = _watched(install(old.adapter, config, calibrator, old.log), by_hand=False)
         except InputError:
-            install(old.adapter, old.cache_config, old.calibrator_config, old.log)
+            _watched(install(old.adapter, old.cache_config, old.calibrator_config, old.log), by_hand=False)
             raise
         if verbose:
             from .report import print_settings
@@ -178,28 +177,20 @@ def _install(
         cache = merge(DBCacheConfig(), known.defaults if known is not None else None)
     for old in _installations(adapter):
         old.remove()
-    if adapter.auto:
-        return _find_and_install(adapter, cache, calibrator)
     installation = install(adapter, cache, calibrator)
-    if isinstance(target, BlockAdapter):
-        refuse_contradictions(installation)
-    return installation
+    return _watched(installation, by_hand=isinstance(target, BlockAdapter))
 
 
-def _find_and_install(adapter: BlockAdapter, cache: CacheConfig, calibrator: CalibratorConfig | None) -> Installation:
-    """Wrap every list that could fit; the first forward shows which of them do."""
-    models = adapter.transformers()
-    pattern = adapter.forward_pattern
-    if len(models) != 1 or not isinstance(pattern, (ForwardPattern, Streams)):
-        raise InputError("BlockAdapter: auto takes one transformer and one forward_pattern")
-    model, streams = models[0], as_streams(pattern)
-    found = candidates(model, streams)
-    if not found:
-        raise InputError(f"{_class_name(model)}: no list of blocks takes {', '.join(streams.takes)}, as {streams} does")
-    known = replace(adapter, auto=False, blocks=[candidate.blocks for candidate in found])
-    installation = install(known, cache, calibrator)
-    units = [info.name for info in installation.log.contexts]
-    keep_what_fits(installation, model, dict(zip(units, found, strict=True)), streams)
+def _watched(installation: Installation, by_hand: bool) -> Installation:
+    """Let the first forward find the lists where ``auto`` asks for it, and check those that were named by hand."""
+    try:
+        if installation.adapter.auto:
+            find_and_admit(installation)
+        elif by_hand:
+            refuse_contradictions(installation)
+    except BaseException:
+        installation.remove()
+        raise
     return installation
 
 

@@ -1,200 +1,136 @@
-"""Finds the block lists of a model that nobody registered: by the signatures of their blocks and one traced forward.
+"""Finds the block lists of a model that nobody registered, and checks those that somebody named.
 
-A list counts when its blocks are called one after another and hand their states on. Names of classes and attributes do
-not matter; what the blocks were really called with and what they returned does.
+Both look at the first forward, which computes everything anyway: what the blocks were really called with and what they
+returned decides (``trace``). The caches are put in and taken out by the engine.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
+from .engine.adapter import BlockAdapter
 from .engine.install import Installation
-from .engine.pattern import ForwardPattern, Streams, find_slots, unpack
+from .engine.pattern import ForwardPattern, Streams, as_streams
 from .errors import InputError
+from .trace import Candidate, Trace, Watch, candidates
 
-__all__ = ["Candidate", "Trace", "candidates", "keep_what_fits", "refuse_contradictions"]
+__all__ = ["Found", "choose", "find_and_admit", "refuse_contradictions"]
+
+_SHORT = 3  # lists up to this length are left out where a longer one fits
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A list whose blocks could fit by their signature."""
+class Found:
+    """What a forward showed of a model's lists.
 
-    path: str
-    blocks: nn.ModuleList
+    Attributes:
+        fitting: The lists to cache, with their streams, in the order of the forward.
+        reasons: Why each other list is left out, by its path.
+        alternate: The lists to cache take turns, block by block.
+    """
 
+    fitting: tuple[tuple[Candidate, Streams], ...]
+    reasons: dict[str, str]
+    alternate: bool = False
 
-@dataclass
-class Call:
-    """One call of a block in the traced forward."""
-
-    index: int
-    given: dict[str, Any]
-    output: Any = None
-
-
-@dataclass
-class Trace:
-    """What one forward did to one list."""
-
-    candidate: Candidate
-    calls: list[Call] = field(default_factory=list)
-
-    def watch(self) -> Callable[[], None]:
-        """Record the calls of the blocks from now on; returns what stops it."""
-        handles = []
-        for index, block in enumerate(self.candidate.blocks):
-            names = list(inspect.signature(block.forward).parameters)
-
-            def before(
-                _: nn.Module, args: Any, kwargs: dict[str, Any], index: int = index, names: list[str] = names
-            ) -> None:
-                self.calls.append(Call(index, {**dict(zip(names, args, strict=False)), **kwargs}))
-
-            def after(_: nn.Module, args: Any, output: Any, index: int = index) -> None:
-                next(call for call in reversed(self.calls) if call.index == index).output = output
-
-            handles.append(block.register_forward_pre_hook(before, with_kwargs=True))
-            handles.append(block.register_forward_hook(after))
-
-        def stop() -> None:
-            for handle in handles:
-                handle.remove()
-
-        return stop
-
-    def streams(self) -> Streams | None:
-        """Return what the blocks were seen to hand on, or None where the loop does something in between."""
-        seen = {self._handed(a, b) for a, b in zip(self.calls, self.calls[1:], strict=False)}
-        if len(seen) != 1 or self.problem_of_order() is not None:
-            return None
-        names = seen.pop()
-        if not names or None in names or len(set(names)) < len(names):
-            return None
-        returns = tuple(name for name in names if name is not None)
-        takes = tuple(name for name in self.calls[0].given if name in returns)
-        found = Streams(takes, returns)
-        hidden, encoder = ForwardPattern.Pattern_0.value.takes
-        if found == ForwardPattern.Pattern_3.value and encoder in self.calls[0].given:
-            return Streams((hidden, encoder), (hidden,))
-        return found
-
-    @staticmethod
-    def _handed(call: Call, following: Call) -> tuple[str | None, ...]:
-        outputs = call.output if isinstance(call.output, (tuple, list)) else (call.output,)
-        return tuple(
-            next((name for name, value in following.given.items() if value is output and output is not None), None)
-            for output in outputs
-        )
-
-    def problem_of_order(self) -> str | None:
-        """Return what keeps the list from being a sequence of blocks, if anything does."""
-        order = [call.index for call in self.calls]
-        if not order:
-            return "the forward did not call it"
-        if order != list(range(len(self.candidate.blocks))):
-            return f"its blocks are called in the order {order}, not once each in a row"
-        return None
-
-    def problem(self, streams: Streams) -> str | None:
-        """Return why the list does not have the pattern, or None if it does."""
-        problem = self.problem_of_order()
-        if problem is not None:
-            return problem
-        for call, following in zip(self.calls, self.calls[1:], strict=False):
-            slots = find_slots(self.candidate.blocks[following.index].forward, streams)
-            outputs = unpack(call.output, streams.returns)
-            several = len(call.output) if isinstance(call.output, (tuple, list)) else 1
-            if several < len(streams.returns):
-                return (
-                    f"its blocks return {several} value{'s' if several > 1 else ''}, {streams} {len(streams.returns)}"
-                )
-            for stream, slot in slots.items():
-                problem = self._mismatch(stream, outputs, following.given.get(slot.name), several)
-                if problem is not None:
-                    return problem
-        return None
-
-    def contradiction(self, streams: Streams) -> str | None:
-        """Return how the blocks were seen to hand on their states otherwise than the pattern says, if they were."""
-        for call, following in zip(self.calls, self.calls[1:], strict=False):
-            if following.index != call.index + 1 or not isinstance(call.output, (tuple, list)):
-                continue
-            for stream, slot in find_slots(self.candidate.blocks[following.index].forward, streams).items():
-                taken, place = following.given.get(slot.name), streams.returns.index(stream)
-                at = next((i for i, value in enumerate(call.output) if value is taken and value is not None), place)
-                if at != place:
-                    return (
-                        f"{self.candidate.path}: {streams} says that blocks return {stream} as value {place + 1}, "
-                        f"but the next block takes value {at + 1} for it"
-                    )
-        return None
-
-    @staticmethod
-    def _mismatch(stream: str, outputs: Mapping[str, Any], taken: Any, several: int) -> str | None:
-        handed = outputs[stream]
-        if handed is taken:
-            return None
-        if not isinstance(handed, Tensor) or not isinstance(taken, Tensor):
-            return f"its blocks hand on {type(handed).__name__} for {stream}, and take {type(taken).__name__}"
-        if any(taken is value for name, value in outputs.items() if name != stream):
-            return "its blocks return the states in the other order"
-        if handed.shape != taken.shape:
-            return (
-                f"{stream} has the shape {tuple(handed.shape)} after a block and {tuple(taken.shape)} before the next"
-            )
-        return None
+    def as_lines(self) -> list[str]:
+        """Return the lists to cache, then the others with their reasons, one line each."""
+        lines = [f"{each.path}: {len(each.blocks)} blocks, {streams}" for each, streams in self.fitting]
+        return [*lines, *(f"{path}: left out: {reason}" for path, reason in self.reasons.items())]
 
 
-def candidates(model: nn.Module, streams: Streams | None) -> list[Candidate]:
-    """Return the lists of two or more blocks that take what the pattern takes, outer lists before inner ones."""
-    found = []
-    for path, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) > 1 and all(_takes(block, streams) for block in module):
-            found.append(Candidate(path, module))
-    return found
+def choose(traces: Sequence[Trace], pattern: Streams | None = None) -> Found:
+    """Return which of the lists that were watched can be cached, and how; only those of a pattern if one is given."""
+    fitting: list[tuple[Trace, Streams]] = []
+    reasons: dict[str, str] = {}
+    for trace in traces:
+        path = trace.candidate.path
+        if any(path.startswith(f"{outer.candidate.path}.") for outer, _ in fitting):
+            continue  # inside a block that is cached as a whole
+        try:
+            streams = pattern if pattern is not None else trace.streams()
+        except InputError as error:
+            reasons[path] = str(error)
+            continue
+        problem = trace.problem(streams)
+        if problem is None:
+            fitting.append((trace, streams))
+        else:
+            reasons[path] = problem
+    longest = max((len(trace.candidate.blocks) for trace, _ in fitting), default=0)
+    for trace, _ in fitting:
+        count = len(trace.candidate.blocks)
+        if count <= _SHORT < longest:
+            reasons[trace.candidate.path] = f"its {count} blocks save little"
+    left = sorted((each for each in fitting if each[0].candidate.path not in reasons), key=lambda each: each[0].span)
+    turns = [(a, b) for (a, _), (b, _) in itertools.pairwise(left) if b.span[0] < a.span[1]]
+    alternate = bool(turns) and len(turns) == len(left) - 1 and len({len(t.candidate.blocks) for t, _ in left}) == 1
+    if not alternate:
+        for first, second in turns:
+            reasons[second.candidate.path] = f"its blocks take turns with those of {first.candidate.path}"
+    kept = tuple((trace.candidate, streams) for trace, streams in left if trace.candidate.path not in reasons)
+    return Found(kept, reasons, alternate)
 
 
-def _takes(block: nn.Module, streams: Streams | None) -> bool:
-    if next(block.children(), None) is None:
-        return False  # a single layer is no block
-    signature = inspect.signature(block.forward)
-    if streams is None:
-        return bool(signature.parameters)
-    try:
-        find_slots(block.forward, streams)
-    except InputError:
-        return False
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(parameter.kind in kinds for parameter in signature.parameters.values()) >= len(streams.takes)
+def find_and_admit(installation: Installation) -> None:
+    """Look at the next forward of each transformer, and cache the lists that fit.
+
+    If nothing fits, the cache is taken out and the forward ends with an InputError that gives the reason for each list.
+
+    Raises:
+        InputError: A transformer has no list of blocks, or none that takes what the pattern takes.
+    """
+    adapter = installation.adapter
+    given = adapter.forward_pattern
+    if given is not None and not isinstance(given, (ForwardPattern, Streams)):
+        raise InputError("BlockAdapter: auto takes one forward_pattern for all lists, or none")
+    pattern = as_streams(given) if given is not None else None
+    for model in installation.transformers:
+        traces = [Trace(candidate) for candidate in candidates(model, pattern)]
+        if not traces:
+            what = f"takes {', '.join(pattern.takes)}, as {pattern} does" if pattern else "could be cached"
+            raise InputError(f"{_class_name(model)}: no list of blocks {what}")
+
+        def judge(model: nn.Module = model, traces: Sequence[Trace] = tuple(traces)) -> None:
+            found = choose(traces, pattern)
+            try:
+                if not found.fitting:
+                    raise InputError(_nothing(model, pattern, found.reasons))
+                installation.admit(model, _adapter(adapter, model, found))
+            except BaseException:
+                installation.remove()
+                raise
+
+        installation.undo_with(Watch(model, traces, judge))
 
 
-class Watch:
-    """Records the next whole forward of a model, and calls ``judge`` at its end."""
+def _adapter(adapter: BlockAdapter, model: nn.Module, found: Found) -> BlockAdapter:
+    return replace(
+        adapter,
+        auto=False,
+        transformer=model,
+        blocks=[candidate.blocks for candidate, _ in found.fitting],
+        forward_pattern=[streams for _, streams in found.fitting],
+        alternate=found.alternate,
+    )
 
-    def __init__(self, model: nn.Module, traces: Sequence[Trace], judge: Callable[[], None]) -> None:
-        self._traces = traces
-        self._judge = judge
-        self._stops = [trace.watch() for trace in traces]
-        self._stops.append(model.register_forward_pre_hook(self._begin).remove)
-        self._stops.append(model.register_forward_hook(self._end).remove)
 
-    def _begin(self, *_: Any) -> None:
-        for trace in self._traces:  # of a forward that failed half-way
-            trace.calls.clear()
+def _nothing(model: nn.Module, pattern: Streams | None, reasons: dict[str, str]) -> str:
+    what = f"has {pattern}" if pattern is not None else "can be cached"
+    return "\n".join([f"{_class_name(model)}: no block list {what}:", *_indented(reasons)])
 
-    def _end(self, *_: Any) -> None:
-        self.undo()
-        self._judge()
-        self._begin()
 
-    def undo(self) -> None:
-        while self._stops:
-            self._stops.pop()()
+def _indented(reasons: dict[str, str]) -> Iterable[str]:
+    return (f"  {path}: {reason}" for path, reason in reasons.items())
+
+
+def _class_name(model: Any) -> str:
+    return type(getattr(model, "_orig_mod", model)).__name__
 
 
 def refuse_contradictions(installation: Installation) -> None:
@@ -204,45 +140,16 @@ def refuse_contradictions(installation: Installation) -> None:
     """
     members = installation.adapter.members()
     for model in installation.transformers:
-        traces = {
-            m.name: (Trace(Candidate(m.name, nn.ModuleList(m.blocks))), m.streams)
-            for m in members
-            if m.transformer is model
-        }
+        traces = [
+            (Trace(Candidate(member.name, nn.ModuleList(member.blocks))), member.streams)
+            for member in members
+            if member.transformer is model
+        ]
 
-        def judge(traces: dict[str, tuple[Trace, Streams]] = traces, model: nn.Module = model) -> None:
-            problems = [text for trace, streams in traces.values() if (text := trace.contradiction(streams))]
+        def judge(model: nn.Module = model, traces: Sequence[tuple[Trace, Streams]] = tuple(traces)) -> None:
+            problems = [text for trace, streams in traces if (text := trace.contradiction(streams))]
             if problems:
                 installation.remove()
-                raise InputError("\n".join(f"{type(model).__name__}: {text}" for text in problems))
+                raise InputError("\n".join(f"{_class_name(model)}: {text}" for text in problems))
 
-        installation.undo_with(Watch(model, [trace for trace, _ in traces.values()], judge))
-
-
-def keep_what_fits(
-    installation: Installation, model: nn.Module, found: Mapping[str, Candidate], streams: Streams
-) -> None:
-    """Trace the next forward of a model whose candidates (by unit) are all wrapped, and unwrap those that do not fit.
-
-    The first forward computes everything, so that nothing is lost by looking at it. If nothing fits, the cache is taken
-    out and the forward ends with an InputError that gives the reason for each list.
-    """
-    traces = {unit: Trace(candidate) for unit, candidate in found.items()}
-
-    def judge() -> None:
-        fitting: dict[str, str] = {}
-        problems = []
-        for unit, trace in traces.items():
-            path = trace.candidate.path
-            problem = trace.problem(streams)
-            if problem is not None:
-                problems.append(f"{path}: {problem}")
-            elif not any(path.startswith(f"{outer}.") for outer in fitting.values()):
-                fitting[unit] = path
-        if not fitting:
-            installation.remove()
-            lines = "\n".join(f"  {line}" for line in problems)
-            raise InputError(f"{type(model).__name__}: no block list has {streams}:\n{lines}")
-        installation.retain(set(fitting))
-
-    installation.undo_with(Watch(model, list(traces.values()), judge))
+        installation.undo_with(Watch(model, [trace for trace, _ in traces], judge))

@@ -45,8 +45,7 @@ class Undoable(Protocol):
 class CallPatch:
     """One module whose calls are intercepted."""
 
-    def __init__(self, module: nn.Module, make: Callable[[Call], Call], unit: str = "") -> None:
-        self.unit = unit
+    def __init__(self, module: nn.Module, make: Callable[[Call], Call]) -> None:
         self._module = module
         self._make = make
         self._previous: Any = _MISSING
@@ -178,11 +177,13 @@ class Station:
     def __init__(self, model: nn.Module, site: Site) -> None:
         self.model = model
         self.runners: list[Runner[Any]] = []
+        self.blocks: list[nn.Module] = []
         self.patches: list[CallPatch] = []  # of the blocks
         self._site = site
         self._signature = Signature(model.forward)
         self._announced: Announced | None = None
         self._generation = -1
+        self._tick: Tick | None = None  # of the last forward that began
         self._thread: int | None = None
 
     def announce(self, original: Call) -> Call:
@@ -227,6 +228,7 @@ class Station:
         shared = len(site.stations) > 1 and (call.moment is not None or call.announced is not None)
         tick = site.clock.tick(id(self.model), call, site.steps if shared else self._steps(), site.separate_cfg)
         site.arrive(tick)
+        self._tick = tick
         if tick.generation != self._generation:
             self._generation = tick.generation
             for patch in self.patches:
@@ -235,6 +237,13 @@ class Station:
                 runner.mask, runner.own_steps = self._lay_out(runner)
         for runner in self.runners:
             runner.begin(tick)
+
+    def catch_up(self) -> None:
+        """Count the forward in progress for runners that came too late for it."""
+        for runner in self.runners:
+            runner.mask, runner.own_steps = self._lay_out(runner)
+            if self._tick is not None:
+                runner.missed(self._tick)
 
     def _read(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Forward:
         announced, loop = self._announced, self._site.loops.now
@@ -327,17 +336,34 @@ class Installation:
         """Take back a further change when the cache is taken out."""
         self._patches.append(change)
 
-    def retain(self, names: set[str]) -> None:
-        """Take out every unit but those named; may be called inside a forward."""
+    def admit(self, model: nn.Module, adapter: BlockAdapter) -> None:
+        """Wrap the blocks of an adapter as well, at the end of a forward of the model, which counts as computed."""
+        self._wrap(adapter)
         for station in self._site.stations:
-            for runner in [runner for runner in station.runners if runner.unit.name not in names]:
-                runner.drop(0, 0, None)
-                station.runners.remove(runner)
-            for patch in [patch for patch in station.patches if patch.unit not in names]:
-                patch.undo()
-                station.patches.remove(patch)
-                self._patches.remove(patch)
-        self.log.contexts[:] = [info for info in self.log.contexts if info.name in names]
+            if station.model is model:
+                station.catch_up()
+
+    def _wrap(self, adapter: BlockAdapter) -> None:
+        """Put a runner around each unit of an adapter."""
+        used = {id(block) for station in self._site.stations for block in station.blocks}
+        runners = list[Runner[Any]]()
+        for member in adapter.members():
+            if used & {id(block) for block in member.blocks}:
+                raise InputError(f"{member.name}: a block of it is in another list too")
+            used |= {id(block) for block in member.blocks}
+            station = next(each for each in self._site.stations if each.model is member.transformer)
+            runner, info = _runner(member, self.cache_config, self.calibrator_config, self.log)
+            if adapter.skips and runner.config.kind == "DBCache":
+                _check_skips(runner)
+            if member.leader is not None and runner.config.kind == "DBCache":
+                runner.leader = runners[member.leader]
+            runners.append(runner)
+            self.log.contexts.append(info)
+            station.runners.append(runner)
+            station.blocks.extend(member.blocks)
+            for index, block in enumerate(member.blocks):
+                station.patches.append(CallPatch(block, partial(runner.wrap, index)))
+                self._patches.append(station.patches[-1])
 
     def remove(self) -> None:
         """Put everything back as it was before."""
@@ -373,32 +399,18 @@ def install(
     try:
         if adapter.patch_functor is not None:
             patches.extend(FunctorPatch(adapter.patch_functor, model) for model in adapter.transformers())
-        stations: dict[int, Station] = {}
-        infos, used, runners = [], set[int](), list[Runner[Any]]()
-        for member in adapter.members():
-            if used & {id(block) for block in member.blocks}:
-                raise InputError(f"{member.name}: a block of it is in another list too")
-            used |= {id(block) for block in member.blocks}
-            station = stations.setdefault(id(member.transformer), Station(member.transformer, site))
-            runner, info = _runner(member, shared, calibrator_config, log)
-            if adapter.skips and runner.config.kind == "DBCache":
-                _check_skips(runner)
-            if member.leader is not None and runner.config.kind == "DBCache":
-                runner.leader = runners[member.leader]
-            runners.append(runner)
-            infos.append(info)
-            station.runners.append(runner)
-            for index, block in enumerate(member.blocks):
-                station.patches.append(CallPatch(block, partial(runner.wrap, index), member.name))
-                patches.append(station.patches[-1])
-        for station in stations.values():
-            site.stations.append(station)
+        log.contexts.clear()
+        units = [] if adapter.auto else adapter.members()  # with ``auto`` they are admitted when they are found
+        models = adapter.transformers() if adapter.auto else [unit.transformer for unit in units]
+        site.stations.extend(Station(model, site) for model in {id(model): model for model in models}.values())
+        if not adapter.auto:
+            installation._wrap(adapter)
+        for station in site.stations:
             patches.append(CallPatch(station.model, partial(ModelCall, station, installation)))
             if callable(getattr(station.model, "cache_context", None)):
                 patches.append(MethodPatch(station.model, "cache_context", station.announce))
         if callable(getattr(adapter.pipe, "progress_bar", None)):
             patches.append(MethodPatch(adapter.pipe, "progress_bar", site.loops.listen))
-        log.contexts[:] = infos
     except BaseException:
         installation.remove()
         raise
