@@ -58,7 +58,7 @@ KINDS: dict[str, tuple[str, float, bool, int]] = {
 }
 
 
-def enable(package: Any, model: Model, config: str, threshold: float, order: int, steps: int) -> Any:
+def enable(package: Any, model: Model, config: str, threshold: float, order: int, steps: int, **further: Any) -> Any:
     adapter = package.BlockAdapter(
         transformer=model, blocks=model.transformer_blocks, forward_pattern=package.ForwardPattern.Pattern_1
     )
@@ -67,6 +67,7 @@ def enable(package: Any, model: Model, config: str, threshold: float, order: int
         max_warmup_steps=3,
         residual_diff_threshold=threshold,
         num_inference_steps=steps,
+        **further,
     )
     calibrator = package.TaylorSeerCalibratorConfig(taylorseer_order=order) if order else None
     package.enable_cache(adapter, cache_config=settings, calibrator_config=calibrator)
@@ -96,11 +97,11 @@ def added(packages: list[Any], kind: str) -> dict[str, float]:
     return {package.__name__: medians[package.__name__] - medians["plain"] for package in packages}
 
 
-def kept(package: Any, order: int) -> float:
+def kept(package: Any, order: int, **settings: Any) -> float:
     """Return the bytes kept between steps, as a multiple of the hidden states."""
     h, e = torch.randn(1, 4096, 3072, dtype=torch.bfloat16), torch.randn(1, 512, 3072, dtype=torch.bfloat16)
     model = Model(4)
-    adapter = enable(package, model, "DBCacheConfig", 1e-9, order, 100)
+    adapter = enable(package, model, "DBCacheConfig", 1e-9, order, 100, **settings)
     try:
         with torch.no_grad():
             for step in range(6):
@@ -142,6 +143,10 @@ def measure(rounds: int) -> dict[str, dict[str, float]]:
     }
     for name, size in sizes.items():
         results[name] = {package.__name__: size(package) for package in packages}
+    # A setting of ours alone: the front residual on every 8th token.
+    ours, plain = packages[0], ("DBCache, bytes", "TaylorSeer order 1, bytes")
+    for order, name in enumerate(plain):
+        results[f"{name}, stride 8"] = results[name] | {ours.__name__: kept(ours, order, diff_token_stride=8)}
     return results
 
 

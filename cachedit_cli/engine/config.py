@@ -117,6 +117,7 @@ class CacheConfig(Settings):
         steps_computation_mask: One bit a step, 1 computes and 0 may reuse: a sequence of 0 and 1, a string of
             them, or the name of a policy (slow, medium, fast, ultra) that is laid out when the steps are known.
         steps_computation_policy: ``dynamic`` lets steps with bit 0 be decided by the rules, ``static`` reuses.
+        diff_token_stride: Compare every n-th token of the front residual only, which keeps so much less of it.
         audit: Score, on computed steps, the forecast that could have been used.
     """
 
@@ -133,6 +134,7 @@ class CacheConfig(Settings):
     num_inference_steps: int | None = None
     steps_computation_mask: Sequence[int] | str | None = None
     steps_computation_policy: Literal["dynamic", "static"] = "dynamic"
+    diff_token_stride: int = 1
     audit: bool = True
 
     kind: ClassVar[str] = "DBCache"
@@ -150,7 +152,7 @@ class CacheConfig(Settings):
         match name:
             case "Fn_compute_blocks" | "Bn_compute_blocks" | "max_warmup_steps":
                 return _whole(name, value, 0)
-            case "warmup_interval" | "num_inference_steps":
+            case "warmup_interval" | "num_inference_steps" | "diff_token_stride":
                 return _whole(name, value, 1)
             case "max_cached_steps" | "max_continuous_cached_steps":
                 return _whole(name, value, -1, " (-1 is no limit)")

@@ -116,6 +116,5 @@ def pack(values: Mapping[str, Any], names: Sequence[str], like: Any) -> Any:
     """Return streams in the form of another output of the same kind of block, its further items kept."""
     if not isinstance(like, (tuple, list)):
         return values[names[0]]
-    items = [values[name] for name in names[: len(like)]]
-    items.extend(like[len(names) :])
-    return items if isinstance(like, list) else tuple(items)
+    items = (*(values[name] for name in names[: len(like)]), *like[len(names) :])
+    return list(items) if isinstance(like, list) else items

@@ -109,8 +109,7 @@ class BlockPrune(Runner[PruneContext]):
             return Verdict("compute", "no-history")
         diffs = now.context.diffs
         threshold = self._threshold(diffs)
-        with torch.no_grad():
-            diff = float((l1(memory.before - state) / memory.norm).item())
+        diff = float((l1(memory.before - state.detach()) / memory.norm).item())
         diffs.append(diff)
         now.threshold = threshold
         return by_difference(diff, threshold)
@@ -125,6 +124,7 @@ class BlockPrune(Runner[PruneContext]):
 
     def _learn(self, now: Pass[PruneContext], index: int, entry: dict[str, Any], output: Any) -> None:
         context, streams = now.context, self.unit.streams
+        now.learned = True
         memory = context.memories.get(index)
         if memory is None:
             memory = context.memories[index] = Memory(Snapshots(self._calibration, streams.main))

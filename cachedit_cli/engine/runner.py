@@ -84,6 +84,7 @@ class Context:
     k: int = 0  # steps so far
     cached: int = 0
     in_a_row: int = 0
+    held: int = 0  # bytes, as of the last step that changed them
 
     @property
     def nbytes(self) -> int:
@@ -111,6 +112,7 @@ class Pass(Generic[ContextT]):
     audit: Tensor | None = None
     computed: int = 0
     saved: int = 0
+    learned: bool = False  # what is kept has changed
 
 
 def _likeness(states: States) -> tuple[object, ...]:
@@ -215,7 +217,9 @@ class Runner(ABC, Generic[ContextT]):
         context, tick, verdict = now.context, now.tick, now.verdict or Verdict("compute", "incomplete")
         row = Row(tick.generation, tick.step, self.unit.name, tick.branch, verdict.decision, verdict.reason)
         row.diff, row.threshold, row.computed, row.saved = now.diff, now.threshold, now.computed, now.saved
-        row.bytes = context.nbytes
+        if now.learned:
+            context.held = context.nbytes
+        row.bytes = context.held
         reused = now.saved > 0
         context.k += 1
         context.cached += reused
@@ -386,7 +390,7 @@ class BlockCache(Runner[BlockContext]):
             now.verdict = self._shared_verdict(context, self.leader)
         elif self._measures:
             with torch.no_grad():
-                residual = state[main] - now.entry[main]
+                residual = self._sparse(state[main]) - self._sparse(now.entry[main])
                 if now.verdict is None:
                     self._measure(now, residual)
         if now.verdict is not None and now.verdict.decision == "reuse":
@@ -398,6 +402,10 @@ class BlockCache(Runner[BlockContext]):
         self._base = self._apart.keep(state)
         if residual is not None:
             context.front, context.front_norm = residual, l1(residual)
+
+    def _sparse(self, state: Tensor) -> Tensor:
+        stride = self.config.diff_token_stride
+        return state if stride == 1 or state.ndim < 2 else state[..., ::stride, :]
 
     def _shared_verdict(self, context: BlockContext, leader: Runner[BlockContext]) -> Verdict:
         shared = leader.verdict
@@ -425,6 +433,7 @@ class BlockCache(Runner[BlockContext]):
 
     def _learn(self, now: Pass[BlockContext], output: Any) -> None:
         context, returns = now.context, self.unit.streams.returns
+        now.learned = True
         context.form = pack(dict.fromkeys(returns), returns, output)
         try:
             if not self._apart.intact():

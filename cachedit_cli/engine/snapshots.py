@@ -76,8 +76,11 @@ class Snapshots:
             if kept is None:
                 result[stream] = None
                 continue
-            weights = self._weights(stream, len(kept), now)
             start = None if self._calibration.absolute else base.get(stream)
+            if len(kept) == 1 and start is not None:  # one snapshot can only be held, whatever the calibrator
+                result[stream] = start + kept[0]
+                continue
+            weights = self._weights(stream, len(kept), now)
             total = torch.mul(kept[0], weights[0]) if start is None else torch.add(start, kept[0], alpha=weights[0])
             for tensor, weight in zip(kept[1:], weights[1:], strict=False):
                 total.add_(tensor, alpha=weight)
