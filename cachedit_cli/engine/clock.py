@@ -115,6 +115,8 @@ class Signature:
                 flags.append((name, value))
             elif isinstance(value, (list, tuple, set)) and all(isinstance(item, int) for item in value):
                 flags.append((name, tuple(sorted(value))))
+            elif isinstance(value, Mapping):  # a forward that only fills a KV cache says so in there (AnyFlow-FAR)
+                flags.extend((name, key, item) for key, item in value.items() if isinstance(item, bool))
         return tensors, tuple(flags)
 
 
@@ -187,9 +189,10 @@ class Branches:
         waiting = [b for b in waiting if not b.confirmed or scores[b.name] == len(b.marks)]
         best = max(scores.values(), default=0)
         waiting = [b for b in waiting if b.confirmed or scores[b.name] == best]
-        if len(waiting) > 1 and not any(b.confirmed for b in waiting):
-            # Nothing but the sample is left to tell them apart: a step moves it less than another seed would.
-            waiting.sort(key=lambda b: _distance(b.sample, call.sample))
+        if len(waiting) > 1:
+            # Nothing but the sample is left to tell new ones apart: a step moves it less than another seed would.
+            sure = [b for b in waiting if b.confirmed]
+            waiting = sure or sorted(waiting, key=lambda b: _distance(b.sample, call.sample))
         return waiting[0] if waiting else None
 
     def repeated(self, call: Forward) -> Branch | None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tests.tiny_models import TINY
 from tests.tiny_models.parts import noise
 
-__all__ = ["BUILDERS", "Built"]
+__all__ = ["BUILDERS", "Built", "anyflow_far"]
 
 Built = tuple[Any, dict[str, Any]]
 
@@ -307,6 +307,12 @@ def skyreels_v2() -> Built:
 def anyflow() -> Built:
     parts = {"transformer": TINY["anyflow"].build(), "scheduler": diffusers.FlowMapEulerDiscreteScheduler()}
     return assemble("AnyFlowPipeline", **parts), {**VIDEO, **prompts(6, 16)}
+
+
+def anyflow_far() -> Built:
+    parts = {"transformer": TINY["anyflow_far"].build(), "scheduler": diffusers.FlowMapEulerDiscreteScheduler()}
+    pipe = assemble("AnyFlowFARPipeline", **parts)
+    return pipe, {**VIDEO, "num_frames": 13, "chunk_partition": [1, 1, 2], **prompts(6, 16), "guidance_scale": 3.0}
 
 
 def kandinsky5() -> Built:

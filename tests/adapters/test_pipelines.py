@@ -15,10 +15,11 @@ from cachedit_cli import registry
 from cachedit_cli.api import cached
 from cachedit_cli.engine.config import DBCacheConfig
 from tests.adapters.brute_force import Hold, counted, distance, identical, units
-from tests.adapters.pipelines import BUILDERS
+from tests.adapters.pipelines import BUILDERS, anyflow_far
 from tests.tiny_models import tensors
 
 pytestmark = [
+    pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile"),
     pytest.mark.filterwarnings("ignore:.FluxPosEmbed. is deprecated:FutureWarning"),  # Chroma
     pytest.mark.filterwarnings("ignore:Initializing zero-element tensors"),
     pytest.mark.filterwarnings("ignore:In CPU autocast, but the target dtype"),  # Mochi
@@ -133,11 +134,11 @@ def run(pipe: Any, call: dict[str, Any]) -> list[Tensor]:
     return list(tensors(output))
 
 
-def strips_of(rows: Any, context: str) -> dict[tuple[str, str], str]:
+def strips_of(rows: Any, context: str, steps: int = STEPS) -> dict[tuple[str, str], str]:
     marks: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         if row.context == context:
-            strip = marks.setdefault((context.partition(".")[0], row.branch), [" "] * STEPS)
+            strip = marks.setdefault((context.partition(".")[0], row.branch), [" "] * steps)
             strip[row.step] = "·" if row.saved else "C"
     return {key: "".join(strip) for key, strip in marks.items()}
 
@@ -175,6 +176,20 @@ def test_a_pipeline_is_followed_and_draws_what_brute_force_draws(name: str) -> N
         referee.remove()
     assert distance(first, right) < 1e-4
     assert distance(first, plain) > 1e-3
+
+
+def test_forwards_that_fill_a_kv_cache_are_no_steps_and_are_computed() -> None:
+    """Else the blocks that are left out would hand nothing on to the next chunk."""
+    pipe, call = anyflow_far()
+    with cached(pipe, settings(1.0)) as cache:
+        first = run(pipe, call)
+        assert identical(run(pipe, call), first)
+    strips = []
+    for generation in range(6):  # three chunks in each of two videos
+        rows = [row for row in cache.log.rows if row.generation == generation]
+        strips.append({branch: strip for (_, branch), strip in strips_of(rows, "transformer.blocks", 7).items()})
+    chunk = {"0": "C····· ", "1": "      C"}
+    assert strips == [chunk, chunk, {"0": "C····· "}] * 2
 
 
 def _adapter(model: nn.Module) -> registry.ModelAdapter:
