@@ -68,6 +68,7 @@ def cached(
         yield installation
     finally:
         installation.remove()
+        disable_cache(installation.adapter)  # what refresh_context put in its place
 
 
 def disable_cache(target: Any) -> None:
