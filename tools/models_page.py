@@ -23,7 +23,7 @@ says what the blocks of a list take and return ([patterns](unified-cache-apis.md
 these are given, the denoised one first. Lists that have too few blocks to save anything, or that do not depend on the
 sample, are left out.
 
-The column diffusers says which version brought the class; {oldest} is the oldest that is supported.
+The column diffusers says from which version on the class can be cached; {oldest} is the oldest that is supported.
 
 """
 

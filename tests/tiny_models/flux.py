@@ -305,4 +305,5 @@ add(
     _flux2_kv,
     prepare=_set_flux2_kv_processors,
     note="The loop puts another key-value cache into the attention kwargs before every block.",
+    needs="0.38",
 )

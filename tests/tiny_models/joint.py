@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .parts import TINY, Inputs, add, latent, noise, text, timestep
+from .parts import TINY, Inputs, add, installed, latent, noise, text, timestep
 
 _QWEN_CONFIG = {
     "patch_size": 2,
@@ -28,6 +28,7 @@ def _qwen(step: int, batch: int, branch: str, images: int = 1) -> Inputs:
         "encoder_hidden_states_mask": torch.ones((batch, length), dtype=torch.bool),
         "timestep": timestep(step, batch, 1.0),
         "img_shapes": [[(1, 4, 4)] * images] * batch,
+        **({"txt_seq_lens": [length] * batch} if installed() < (0, 37) else {}),
     }
 
 
@@ -44,6 +45,7 @@ add(
     _QWEN_CONFIG | {"zero_cond_t": True},
     lambda step, batch, branch: _qwen(step, batch, branch, 2),
     note="zero_cond_t doubles temb and adds modulate_index, constant over blocks.",
+    needs="0.37",
 )
 add(
     "qwen_image_layered",
@@ -52,6 +54,7 @@ add(
     lambda step, batch, branch: (
         _qwen(step, batch, branch, 3) | {"additional_t_cond": torch.zeros(batch, dtype=torch.long)}
     ),
+    needs="0.37",
 )
 add(
     "qwen_image_controlnet",

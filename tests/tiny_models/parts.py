@@ -18,7 +18,21 @@ from torch import Tensor, nn
 from cachedit_cli import registry
 from cachedit_cli.registry import ModelAdapter
 
-__all__ = ["TINY", "Inputs", "TinyModel", "add", "ids", "latent", "noise", "sigma", "tensors", "text", "timestep"]
+__all__ = [
+    "TINY",
+    "Inputs",
+    "TinyModel",
+    "add",
+    "ids",
+    "installed",
+    "latent",
+    "noise",
+    "numbers",
+    "sigma",
+    "tensors",
+    "text",
+    "timestep",
+]
 
 Inputs = dict[str, Any]
 
@@ -64,6 +78,18 @@ def ids(*sizes: int) -> Tensor:
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, len(sizes))
 
 
+def numbers(version: str) -> tuple[int, ...]:
+    """Return a version's first two numbers, to compare."""
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
+def installed() -> tuple[int, ...]:
+    """Return the numbers of the installed diffusers."""
+    import diffusers
+
+    return numbers(diffusers.__version__)
+
+
 def tensors(output: Any) -> Iterator[Tensor]:
     """Yield the floating-point tensors in a model's output, whatever wraps them."""
     if isinstance(output, Tensor):
@@ -99,6 +125,7 @@ class TinyModel:
         max_batch: Largest batch that ``make_inputs`` can do.
         prepare: Called on the new model before its weights are drawn, where the configuration is not enough.
         note: What is special about it.
+        needs: The diffusers version that brought the variant, where that is later than its class.
     """
 
     name: str
@@ -108,13 +135,14 @@ class TinyModel:
     max_batch: int = 64
     prepare: Callable[[Any], None] | None = None
     note: str = ""
+    needs: str = registry.OLDEST_DIFFUSERS
 
     @property
     def available(self) -> bool:
-        """Whether the installed diffusers has the class."""
+        """Whether the installed diffusers has the class and the variant."""
         import diffusers
 
-        return hasattr(diffusers, self.class_name)
+        return hasattr(diffusers, self.class_name) and installed() >= numbers(self.needs)
 
     @property
     def adapter(self) -> ModelAdapter:
@@ -151,6 +179,7 @@ def add(
     max_batch: int = 64,
     prepare: Callable[[Any], None] | None = None,
     note: str = "",
+    needs: str = registry.OLDEST_DIFFUSERS,
 ) -> None:
     assert name not in TINY
-    TINY[name] = TinyModel(name, class_name, config, make_inputs, max_batch, prepare, note)
+    TINY[name] = TinyModel(name, class_name, config, make_inputs, max_batch, prepare, note, needs)

@@ -148,6 +148,7 @@ add(
         }
     ),
     note="Residuals are added after the layers named by the keys of a dict.",
+    needs="0.37",
 )
 
 

@@ -149,6 +149,7 @@ add(
         }
     ),
     note="encoder_hidden_states is a (text, image) tuple; a residual is given to every n-th block as an argument.",
+    needs="0.37",
 )
 
 
@@ -194,6 +195,7 @@ add(
     _cosmos3,
     max_batch=1,
     note="The denoised stream comes second: layer(und_seq, gen_seq, rotary_emb) -> (und_seq, gen_seq); no batch axis.",
+    needs="0.41",
 )
 
 
@@ -367,6 +369,7 @@ add(
         _ltx2(step, batch, branch) | {"spatio_temporal_guidance_blocks": [1], "perturbation_mask": torch.zeros(batch)}
     ),
     note="Spatio-temporal guidance: blocks named by index are perturbed.",
+    needs="0.38",
 )
 
 
