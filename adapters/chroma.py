@@ -5,7 +5,7 @@ The model cuts every block's modulation out of one table by the block's number, 
 
 from __future__ import annotations
 
-from cachedit_cli.engine.pattern import ForwardPattern
+from cachedit_cli.terms.pattern import ForwardPattern
 from cachedit_cli.registry import BlockList, ModelAdapter, register
 
 register(

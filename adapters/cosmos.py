@@ -1,8 +1,11 @@
-"""Cosmos 1, 2 and 2.5 (also Transfer), and Cosmos 3 Omni, whose layers take and return the text first."""
+"""Cosmos 1, 2 and 2.5 (also Transfer), and Cosmos 3 Omni, whose layers take and return the text first.
+
+Cosmos 3 came with diffusers 0.39, but tells its branches apart, through cache_context, from 0.41 on.
+"""
 
 from __future__ import annotations
 
-from cachedit_cli.engine.pattern import ForwardPattern, Streams
+from cachedit_cli.terms.pattern import ForwardPattern, Streams
 from cachedit_cli.registry import BlockList, ModelAdapter, register
 
 register(
@@ -30,6 +33,6 @@ register(
         pipelines=("Cosmos3OmniPipeline",),
         guidance="two forwards a step, conditional first",
         modality=("image", "video", "audio"),
-        needs="0.39",
+        needs="0.41",
     )
 )

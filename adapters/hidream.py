@@ -5,7 +5,7 @@ The model appends another Llama layer to the sequence before every block and cut
 
 from __future__ import annotations
 
-from cachedit_cli.engine.pattern import ForwardPattern
+from cachedit_cli.terms.pattern import ForwardPattern
 from cachedit_cli.registry import BlockList, ModelAdapter, register
 
 register(

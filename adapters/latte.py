@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cachedit_cli.engine.pattern import ForwardPattern
+from cachedit_cli.terms.pattern import ForwardPattern
 from cachedit_cli.registry import BlockList, ModelAdapter, register
 
 register(

@@ -5,7 +5,7 @@ VACE adds hints and Animate the face to the sample between blocks; `vace_blocks`
 
 from __future__ import annotations
 
-from cachedit_cli.engine.pattern import ForwardPattern
+from cachedit_cli.terms.pattern import ForwardPattern
 from cachedit_cli.registry import BlockList, ModelAdapter, register
 
 register(

@@ -165,7 +165,7 @@ def decided(package: Any, model: Model, case: dict[str, Any]) -> list[list[int]]
     """Return the cached (or number of pruned blocks per) steps of the last generation, per branch."""
     if package is ours:
         from cachedit_cli.engine.install import installed
-        from cachedit_cli.engine.stats import collect
+        from cachedit_cli.terms.stats import collect
 
         there = installed(model)
         assert there is not None

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from cachedit_cli import BlockAdapter, DBCacheConfig, ForwardPattern, cached
-from cachedit_cli.engine.mask import POLICIES
+from cachedit_cli.terms.mask import POLICIES
 
 STEPS, BLOCKS, WIDTH, TOKENS = 28, 24, 512, 256
 

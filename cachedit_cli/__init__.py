@@ -9,31 +9,31 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .api import cached, disable_cache, enable_cache, refresh_context, summary
-    from .engine.adapter import BlockAdapter, ParamsModifier
-    from .engine.config import CalibratorConfig, DBCacheConfig, DBPruneConfig, TaylorSeerCalibratorConfig
-    from .engine.functor import PatchFunctor
-    from .engine.mask import steps_mask
-    from .engine.pattern import ForwardPattern, Streams
     from .registry import BlockAdapterRegister
+    from .terms.block_adapter import BlockAdapter, ParamsModifier
+    from .terms.config import CalibratorConfig, DBCacheConfig, DBPruneConfig, TaylorSeerCalibratorConfig
+    from .terms.functor import PatchFunctor
+    from .terms.mask import steps_mask
+    from .terms.pattern import ForwardPattern, Streams
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "BlockAdapter": ".engine.adapter",
+    "BlockAdapter": ".terms.block_adapter",
     "BlockAdapterRegister": ".registry",
-    "CalibratorConfig": ".engine.config",
-    "DBCacheConfig": ".engine.config",
-    "DBPruneConfig": ".engine.config",
-    "ForwardPattern": ".engine.pattern",
-    "ParamsModifier": ".engine.adapter",
-    "PatchFunctor": ".engine.functor",
-    "Streams": ".engine.pattern",
-    "TaylorSeerCalibratorConfig": ".engine.config",
+    "CalibratorConfig": ".terms.config",
+    "DBCacheConfig": ".terms.config",
+    "DBPruneConfig": ".terms.config",
+    "ForwardPattern": ".terms.pattern",
+    "ParamsModifier": ".terms.block_adapter",
+    "PatchFunctor": ".terms.functor",
+    "Streams": ".terms.pattern",
+    "TaylorSeerCalibratorConfig": ".terms.config",
     "cached": ".api",
     "disable_cache": ".api",
     "enable_cache": ".api",
     "refresh_context": ".api",
-    "steps_mask": ".engine.mask",
+    "steps_mask": ".terms.mask",
     "summary": ".api",
 }
 

@@ -15,11 +15,11 @@ from torch import nn
 
 from . import registry
 from .detect import find_and_admit, refuse_contradictions
-from .engine.adapter import BlockAdapter, ParamsModifier
-from .engine.config import CacheConfig, CalibratorConfig, DBCacheConfig, complete, merge
 from .engine.install import Installation, install, installed
-from .engine.stats import ContextStats, collect
 from .errors import InputError
+from .terms.block_adapter import BlockAdapter, ParamsModifier
+from .terms.config import CacheConfig, CalibratorConfig, DBCacheConfig, complete, merge
+from .terms.stats import ContextStats, collect
 
 __all__ = ["adapter_for", "cached", "disable_cache", "enable_cache", "refresh_context", "summary"]
 

@@ -6,34 +6,20 @@ imports what it uses when it runs, so that none but `run` and `doctor` waits for
 
 from __future__ import annotations
 
-import os
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from . import __version__
-from .engine.mask import POLICIES, steps_mask
 from .errors import InputError
 from .guard import guarded, tell, tracebacks
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from rich.console import Console, RenderableType
-    from rich.live import Live
-
-    from .engine.stats import Row
-    from .plan import Job
-    from .runs import Record
+from .terms.mask import POLICIES, steps_mask
 
 __all__ = ["app", "main"]
 
-PIPE_WIDTH = 120  # columns of tables that no terminal limits
-REFRESH = 0.1  # seconds between two drawings of the live strip
 STEPS = 28  # of a mask that is laid out from a policy
 
 app = typer.Typer(
@@ -47,6 +33,12 @@ app = typer.Typer(
 )
 recipes_app = typer.Typer(help="List the bundled recipes, or show one.", rich_markup_mode=None)
 app.add_typer(recipes_app, name="recipes")
+
+
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option("--plugin", metavar="FILE", help="Run a Python file of yours that registers adapters."),
+]
 
 
 class MaskFormat(str, Enum):
@@ -71,25 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return guarded(lambda each: app(args=each, prog_name="cachedit"), given)
 
 
-def _show(console: Console, *shown: RenderableType) -> None:
-    """Print; without the blanks at the ends of lines where no terminal needs them."""
-    if console.is_terminal:
-        console.print(*shown, sep="\n")
-        return
-    with console.capture() as captured:
-        console.print(*shown, sep="\n")
-    text = "\n".join(line.rstrip() for line in captured.get().splitlines())
-    console.file.write(f"{text}\n")
-    console.file.flush()
+def _load(plugins: Sequence[str] | None) -> None:
+    from .registry import load_plugin
 
-
-def _console(stderr: bool = False) -> Console:
-    from rich.console import Console
-
-    console = Console(stderr=stderr, highlight=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = PIPE_WIDTH
-    return console
+    for file in plugins or ():
+        load_plugin(file)
 
 
 def _show_version(wanted: bool) -> None:
@@ -125,12 +103,14 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Write one JSON document to stdout, all else to stderr.")] = (
         False
     ),
+    plugins: Plugins = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Generate what a recipe asks for, and show what caching saved."""
     from . import plan, report
     from .files import readable_json
     from .recipe import Override, load
+    from .screen import Screen, console, show, tables
 
     overrides: list[str | Override] = list(changes or ())
     several = prompt is not None and len(prompt) > 1
@@ -151,22 +131,23 @@ def run(
         if value is not None:
             overrides.append(Override(option, key, value))
     with tracebacks(debug):
+        _load(plugins)
         loaded = load(recipe, overrides)
         planned = plan.build(loaded)
-        console = _console(stderr=as_json)
+        on = console(stderr=as_json)
         if dry_run and as_json:
             print(readable_json(report.plan_json(planned)), end="")
             return
-        _show(console, report.plan(planned))
+        show(on, report.plan(planned))
         if dry_run:
             return
         from .generate import generate
 
-        with _Screen(console) as screen:
+        with Screen(on) as screen:
             outcome = generate(loaded, command=["cachedit", *sys.argv[1:]], version=__version__, watcher=screen)
     record = outcome.record
     if record.images:
-        _show(console, *_tables(record))
+        show(on, *tables(record))
     if as_json:
         facts = outcome.as_dict()
         print(readable_json(facts), end="")
@@ -174,86 +155,6 @@ def run(
         kept = f", kept in {outcome.folder}" if record.images else ""
         tell(f"{len(record.images)} of {planned.images} pictures were finished{kept}")
         raise KeyboardInterrupt
-
-
-def _tables(record: Record, generation: int | None = None, details: bool = False) -> Iterator[RenderableType]:
-    """Yield the statistics of one generation, or of the whole run, and what they come to."""
-    from .report import stats_table
-
-    if record.log.contexts:
-        yield stats_table(record.stats(generation), details)
-    yield _summary(record, generation)
-
-
-def _summary(record: Record, generation: int | None) -> str:
-    from .report import headline
-
-    of = [image for image in record.images if generation in (None, image.generation)]
-    seconds = sum(image.seconds or 0.0 for image in of)
-    if not record.log.contexts:
-        return f"computed everything in {seconds:.2f} s: without caching"
-    return headline(record.stats(generation), seconds)
-
-
-class _Screen:
-    """Shows a run as it happens: a strip that fills on a terminal, a line when it is done elsewhere."""
-
-    def __init__(self, console: Console) -> None:
-        from rich.live import Live
-
-        self._console = console
-        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
-        self._rows: list[Row] = []
-        self._steps: int | None = None
-        self._drawn = 0.0
-
-    def __enter__(self) -> _Screen:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
-
-    def opened(self, device: str, dtype: str, seconds: float) -> None:
-        """Say where the model is now."""
-        self._console.print(f"loaded in {seconds:.1f} s: {device}, {dtype}")
-
-    def begins(self, batch: Sequence[Job], steps: int | None) -> None:
-        """Begin a new strip."""
-        self._rows, self._steps = [], steps
-        for job in batch:
-            self._line(f"seed {job.seed}" + (f": {job.prompt}" if job.prompt else ""))
-        if self._live is not None:
-            self._live.update("")  # not the strip before
-            self._live.start()
-
-    def row(self, row: Row) -> None:
-        """Add a mark."""
-        self._rows.append(row)
-        if self._live is not None and time.monotonic() - self._drawn > REFRESH:
-            self._draw(self._live)
-
-    def saved(self, files: Sequence[Path], seconds: float) -> None:
-        """Finish the strip and name the files."""
-        from .report import live
-
-        if self._live is not None:
-            self._draw(self._live)
-            self._live.stop()
-        else:
-            _show(self._console, live(self._rows, self._steps))
-        for file in files:
-            self._line(f"saved {file}")
-        self._line(f"took {seconds:.2f} s")
-
-    def _draw(self, shown: Live) -> None:
-        from .report import live
-
-        self._drawn = time.monotonic()
-        shown.update(live(self._rows, self._steps), refresh=True)
-
-    def _line(self, text: str) -> None:
-        self._console.print(text, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -266,6 +167,7 @@ def stats(
     from . import report
     from .files import readable_json
     from .runs import load
+    from .screen import console, show, summary, tables
 
     found = load(run)
     record, calls = found.record, found.record.generations
@@ -280,10 +182,10 @@ def stats(
         print(readable_json({**facts, **report.stats_json(record.stats(generation), details)}), end="")
     elif style is StatsFormat.markdown:
         body = report.stats_markdown(record.stats(generation), details)
-        print(f"# {about}\n\n{_summary(record, generation)}\n\n{body}", end="")
+        print(f"# {about}\n\n{summary(record, generation)}\n\n{body}", end="")
     else:
         print(about)
-        _show(_console(), *_tables(record, generation, details))
+        show(console(), *tables(record, generation, details))
 
 
 @app.command()
@@ -308,6 +210,7 @@ def mask(
             text = text.replace(name, f"--{option}")
         raise InputError(text) from error
     from . import report
+    from .screen import console, show
 
     if style is MaskFormat.json:
         from .files import readable_json
@@ -316,7 +219,7 @@ def mask(
     elif style is MaskFormat.yaml:
         print(report.mask_yaml(bits), end="")
     else:
-        _show(_console(), report.mask_text(bits))
+        show(console(), report.mask_text(bits))
 
 
 def _bins(option: str, text: str | None) -> list[int] | None:
@@ -342,7 +245,7 @@ def recipes(context: typer.Context) -> None:
 
 
 @recipes_app.command("show")
-def show(name: Annotated[str, typer.Argument(help="Name of a bundled recipe, or a file.")]) -> None:
+def show_recipe(name: Annotated[str, typer.Argument(help="Name of a bundled recipe, or a file.")]) -> None:
     """Print a recipe, to read or to copy."""
     from .recipe import text
 
@@ -350,10 +253,14 @@ def show(name: Annotated[str, typer.Argument(help="Name of a bundled recipe, or 
 
 
 @app.command()
-def validate(files: Annotated[list[str], typer.Argument(help="Recipe files, or names of bundled recipes.")]) -> None:
+def validate(
+    files: Annotated[list[str], typer.Argument(help="Recipe files, or names of bundled recipes.")],
+    plugins: Plugins = None,
+) -> None:
     """Check recipes, and show everything that is wrong with them."""
     from .recipe import load
 
+    _load(plugins)
     problems = []
     for file in files:
         try:
@@ -364,6 +271,49 @@ def validate(files: Annotated[list[str], typer.Argument(help="Recipe files, or n
             print(f"{file}: ok")
     if problems:
         raise InputError("\n".join(problems))
+
+
+@app.command()
+def models(
+    word: Annotated[str | None, typer.Argument(help="Only those in which it occurs.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Write one JSON document to stdout.")] = False,
+    plugins: Plugins = None,
+) -> None:
+    """List the models that have an adapter: block lists, patterns, guidance, recipes."""
+    from .files import readable_json
+    from .listing import models_json, models_table
+    from .screen import console, show
+
+    _load(plugins)
+    if as_json:
+        print(readable_json(models_json(word)), end="")
+    else:
+        show(console(), models_table(word))
+
+
+@app.command("inspect")
+def inspect_model(
+    target: Annotated[
+        str, typer.Argument(help="A recipe, a model's folder, the class of a pipeline or transformer, or a family.")
+    ],
+    trace: Annotated[bool, typer.Option("--trace", help="Load the real model, and look at its first forward.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write one JSON document to stdout.")] = False,
+    plugins: Plugins = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Show how a model's blocks are called, what they hand on, and how they would be cached."""
+    from .files import readable_json
+    from .inspect_model import inspect, inspect_real
+    from .inspect_report import as_text
+    from .screen import console, show
+
+    with tracebacks(debug):
+        _load(plugins)
+        found = inspect_real(target) if trace else inspect(target)
+    if as_json:
+        print(readable_json(found.as_dict()), end="")
+    else:
+        show(console(), as_text(found))
 
 
 @app.command()

@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import nn
 
-from .engine.adapter import BlockAdapter
 from .engine.install import Installation
-from .engine.pattern import ForwardPattern, Streams, as_streams
 from .errors import InputError
+from .terms.block_adapter import BlockAdapter
+from .terms.pattern import ForwardPattern, Streams, as_streams
 from .trace import Candidate, Trace, Watch, candidates
 
 __all__ = ["Found", "choose", "find_and_admit", "refuse_contradictions"]
@@ -101,7 +101,10 @@ def find_and_admit(installation: Installation) -> None:
             try:
                 if not found.fitting:
                     raise InputError(_nothing(model, pattern, found.reasons))
-                installation.admit(model, _adapter(adapter, model, found))
+                known = len(installation.log.contexts)
+                installation.admit(model, _adapter(installation, model, found))
+                for info in installation.log.contexts[known : known + 1]:
+                    info.notes += [f"{path} is left out: {reason}" for path, reason in found.reasons.items()]
             except BaseException:
                 installation.remove()
                 raise
@@ -109,13 +112,15 @@ def find_and_admit(installation: Installation) -> None:
         installation.undo_with(Watch(model, traces, judge))
 
 
-def _adapter(adapter: BlockAdapter, model: nn.Module, found: Found) -> BlockAdapter:
+def _adapter(installation: Installation, model: nn.Module, found: Found) -> BlockAdapter:
+    """Return the adapter for what was found; the other transformers keep their place, by which units are named."""
+    models = installation.transformers
     return replace(
-        adapter,
+        installation.adapter,
         auto=False,
-        transformer=model,
-        blocks=[candidate.blocks for candidate, _ in found.fitting],
-        forward_pattern=[streams for _, streams in found.fitting],
+        transformer=models,
+        blocks=[[candidate.blocks for candidate, _ in found.fitting] if each is model else [] for each in models],
+        forward_pattern=[[streams for _, streams in found.fitting] if each is model else [] for each in models],
         alternate=found.alternate,
     )
 

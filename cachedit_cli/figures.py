@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .engine.stats import BranchStats, ContextInfo, ContextStats, Row, percentile
+from .terms.stats import BranchStats, ContextInfo, ContextStats, Row, percentile
 
 __all__ = [
     "CACHED",

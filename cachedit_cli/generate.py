@@ -9,25 +9,25 @@ from __future__ import annotations
 import platform
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from . import pipeline
-from .engine.stats import DecisionLog, Row
+from . import pipeline, registry
 from .errors import CacheditError, InputError, RunError
 from .models import locate
-from .plan import Job, adapters, call_arguments, jobs
+from .plan import Job, adapters, call_arguments, found_later, jobs
 from .recipe import Recipe
 from .runs import Image, Record, RunFolder
+from .terms.stats import ContextInfo, DecisionLog, Row
 from .timing import timed
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Outcome", "Watcher", "generate"]
+__all__ = ["Opened", "Outcome", "Watcher", "caching", "draw", "environment", "generate", "open_model"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,9 @@ class Watcher(Protocol):
     def begins(self, batch: Sequence[Job], steps: int | None) -> None:
         """A pipeline call begins."""
 
+    def found(self, lists: Sequence[ContextInfo]) -> None:
+        """The first forward showed which block lists can be cached."""
+
     def row(self, row: Row) -> None:
         """One context is done with one step."""
 
@@ -59,7 +62,7 @@ class Watcher(Protocol):
 
 
 @dataclass(frozen=True)
-class _Opened:
+class Opened:
     """A pipeline that is ready.
 
     Attributes:
@@ -115,19 +118,20 @@ def _run(recipe: Recipe, folder: RunFolder, record: Record, watcher: Watcher) ->
     try:
         device = pipeline.pick_device(recipe.model.device)
         with pipeline.quiet():
-            opened = _open(recipe, device)
-            record.environment = _environment(opened)
+            opened = open_model(recipe, device)
+            record.environment = environment(opened)
             record.timings["load"] = opened.seconds
             watcher.opened(str(device), record.environment["dtype"], opened.seconds)
-            with _caching(recipe, opened) as record.log:
-                record.log.listener = watcher.row
+            with caching(recipe, opened) as record.log:
+                record.log.listener = _Listener(record.log, watcher).row
                 for number, batch in enumerate(_batches(jobs(recipe), recipe.generate.batch_size)):
                     _make(opened, batch, number, folder, record, watcher)
     finally:
         record.timings["total"] = time.perf_counter() - started
 
 
-def _open(recipe: Recipe, device: torch.device) -> _Opened:
+def open_model(recipe: Recipe, device: torch.device) -> Opened:
+    """Check the call's arguments, then load the weights."""
     model, arguments = recipe.model, call_arguments(recipe)
     files = locate(model.id, model.revision)
     dtype = pipeline.pick_dtype(model.dtype, device)
@@ -137,11 +141,11 @@ def _open(recipe: Recipe, device: torch.device) -> _Opened:
     started = time.perf_counter()
     pipe = pipeline.load(files, cls, model, device, dtype)
     steps = arguments.get("num_inference_steps", pipeline.default_steps(cls))
-    return _Opened(pipe, device, dtype, arguments, steps, time.perf_counter() - started)
+    return Opened(pipe, device, dtype, arguments, steps, time.perf_counter() - started)
 
 
 @contextmanager
-def _caching(recipe: Recipe, opened: _Opened) -> Iterator[DecisionLog]:
+def caching(recipe: Recipe, opened: Opened) -> Iterator[DecisionLog]:
     """Cache the pipeline's blocks as the recipe says, as long as the block is open; the log tells what happened."""
     files = locate(recipe.model.id, recipe.model.revision)  # again, as only loading may have brought them here
     defaults = next((adapter.defaults for adapter in adapters(recipe, files).values()), None)
@@ -150,16 +154,36 @@ def _caching(recipe: Recipe, opened: _Opened) -> Iterator[DecisionLog]:
         yield DecisionLog()
         return
     from .api import cached
+    from .terms.block_adapter import BlockAdapter
 
-    target = _spelled_out(recipe, opened) if recipe.blocks else opened.pipe
+    target = opened.pipe
+    if recipe.blocks:
+        target = _spelled_out(recipe, opened)
+    elif found_later(recipe, files) and registry.BlockAdapterRegister.find(type(opened.pipe).__name__) is None:
+        target = BlockAdapter(pipe=opened.pipe, auto=True)
     with cached(target, cache_config=config, calibrator_config=recipe.calibrator_config()) as cache:
         yield cache.log
 
 
-def _spelled_out(recipe: Recipe, opened: _Opened) -> Any:
+class _Listener:
+    """Tells a watcher of rows, and before the first one of block lists that were found on the way."""
+
+    def __init__(self, log: DecisionLog, watcher: Watcher) -> None:
+        self._log = log
+        self._watcher = watcher
+        self._known = len(log.contexts)
+
+    def row(self, row: Row) -> None:
+        found, self._known = self._log.contexts[self._known :], len(self._log.contexts)
+        if found:
+            self._watcher.found(found)
+        self._watcher.row(row)
+
+
+def _spelled_out(recipe: Recipe, opened: Opened) -> Any:
     """Return the BlockAdapter for the recipe's `blocks`."""
-    from .engine.adapter import BlockAdapter, ParamsModifier
-    from .engine.pattern import ForwardPattern
+    from .terms.block_adapter import BlockAdapter, ParamsModifier
+    from .terms.pattern import ForwardPattern
 
     parts: dict[str, list[tuple[Any, ForwardPattern, ParamsModifier]]] = {}
     joined = [len(entry.paths()) > 1 for entry in recipe.blocks]
@@ -193,14 +217,14 @@ def _batches(todo: Sequence[Job], size: int) -> Iterator[list[Job]]:
 
 
 def _make(
-    opened: _Opened, batch: Sequence[Job], number: int, folder: RunFolder, record: Record, watcher: Watcher
+    opened: Opened, batch: Sequence[Job], number: int, folder: RunFolder, record: Record, watcher: Watcher
 ) -> None:
     """Make the pictures of one pipeline call, and record them."""
     watcher.begins(batch, opened.steps)
     known = len(record.log.rows)
     try:
         with timed(opened.pipe, opened.device) as seconds:
-            pictures = _call(opened, batch, watcher, bare=not record.log.contexts)
+            pictures = draw(opened, batch, None if record.log.contexts else watcher.row)
     except BaseException:
         del record.log.rows[known:]  # the record is about pictures that were finished
         raise
@@ -236,8 +260,8 @@ def _make(
     watcher.saved([folder.path / image.file for image in record.images[-len(batch) :]], whole)
 
 
-def _call(opened: _Opened, batch: Sequence[Job], watcher: Watcher, bare: bool) -> list[Any]:
-    """Call the pipeline for a batch and return its pictures; ``bare`` has no decisions that tell of the steps."""
+def draw(opened: Opened, batch: Sequence[Job], on_step: Callable[[Row], None] | None) -> list[Any]:
+    """Call the pipeline for a batch and return its pictures; ``on_step`` is told of steps that no decision tells of."""
     import torch
 
     # On the CPU and one a picture: the same noise on every device and in every batch.
@@ -250,11 +274,12 @@ def _call(opened: _Opened, batch: Sequence[Job], watcher: Watcher, bare: bool) -
         given["negative_prompt"] = [given["negative_prompt"]] * len(batch)
 
     def step_ends(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        watcher.row(Row(0, step, "transformer", "baseline", "compute", "not cached"))
+        if on_step is not None:
+            on_step(Row(0, step, "transformer", "baseline", "compute", "not cached"))
         return tensors
 
     name = type(opened.pipe).__name__
-    if bare and pipeline.takes(type(opened.pipe), "callback_on_step_end"):
+    if on_step is not None and pipeline.takes(type(opened.pipe), "callback_on_step_end"):
         given["callback_on_step_end"] = step_ends
     try:
         result = opened.pipe(**given)
@@ -277,7 +302,8 @@ def _call(opened: _Opened, batch: Sequence[Job], watcher: Watcher, bare: bool) -
     return pictures
 
 
-def _environment(opened: _Opened) -> dict[str, Any]:
+def environment(opened: Opened) -> dict[str, Any]:
+    """Return versions, platform, device, number format and threads."""
     import diffusers
     import torch
     import transformers

@@ -15,9 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from . import recipe, registry
-from .engine.pattern import ForwardPattern, as_streams
 from .errors import InputError
 from .registry import BlockList, ModelAdapter
+from .terms.pattern import ForwardPattern, as_streams
 
 __all__ = ["models_json", "models_markdown", "models_table"]
 

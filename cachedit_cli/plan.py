@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import demo, registry
-from .engine.config import CacheConfig, CalibratorConfig, DBPruneConfig, TaylorSeerCalibratorConfig, fit, merge
-from .engine.mask import steps_mask
-from .engine.pattern import ForwardPattern, Streams, as_streams
-from .engine.stats import ContextInfo
 from .errors import InputError
 from .models import ModelFiles, locate
 from .recipe import Recipe
 from .registry import ModelAdapter
 from .report import Plan
+from .terms.config import CacheConfig, CalibratorConfig, DBPruneConfig, TaylorSeerCalibratorConfig, fit, merge
+from .terms.mask import steps_mask
+from .terms.pattern import ForwardPattern, Streams, as_streams
+from .terms.stats import ContextInfo
 
-__all__ = ["Job", "adapters", "build", "call_arguments", "jobs"]
+__all__ = ["Job", "adapters", "build", "call_arguments", "found_later", "jobs"]
 
 # Arguments that decide how many steps there are, besides their number.
 _SCHEDULE = ("sigmas", "timesteps", "strength", "denoising_start", "denoising_end")
@@ -63,11 +63,11 @@ def call_arguments(recipe: Recipe) -> dict[str, Any]:
 def adapters(recipe: Recipe, files: ModelFiles) -> dict[str, ModelAdapter]:
     """Return the adapter of each transformer that the recipe caches, by the part's name.
 
-    Empty where nothing is cached and where the recipe spells its blocks out. While the model's parts are not known,
-    the recipe is believed.
+    Empty where nothing is cached, where the recipe spells its blocks out, and where the blocks are found at the first
+    forward because none is registered. While the model's parts are not known, the recipe is believed.
 
     Raises:
-        InputError: None fits the model, or the one that the recipe names does not.
+        InputError: The adapter that the recipe names does not fit the model, or the model has no transformer.
     """
     if recipe.cache.type == "none" or recipe.blocks:
         return {}
@@ -79,21 +79,39 @@ def adapters(recipe: Recipe, files: ModelFiles) -> dict[str, ModelAdapter]:
     fitting = {part: adapter for part, adapter in known.items() if named in (None, adapter.name)}
     if fitting:
         return fitting
-    classes = [cls for part, cls in files.components.items() if part.startswith("transformer")]
-    has = ", ".join(classes) or "no transformer"
+    has = ", ".join(files.transformers().values()) or "no transformer"
     if known:
         mine = ", ".join(sorted({adapter.name for adapter in known.values()}))
         raise InputError(f"adapter: {named!r} does not fit {files.id}, whose transformer is {has}: that is {mine!r}")
     if named is not None:
         wanted = ", ".join(each.transformer for each in registry.all_adapters() if each.name == named)
         raise InputError(f"adapter: {named!r} is for {wanted}, but {files.id} has {has}")
-    every = [adapter.transformer for adapter in registry.all_adapters()]
-    near = [name for cls in classes for name in difflib.get_close_matches(cls, every, n=1, cutoff=0.8)]
-    hint = f" (the nearest that is known: {near[0]})" if near else ""
-    raise InputError(
-        f"adapter: none is registered for {files.id}, which has {has}{hint}; "
-        "spell the block lists out under `blocks`, or generate with --no-cache"
-    )
+    if not files.transformers():
+        raise InputError(
+            f"adapter: {files.id} has no transformer whose blocks could be cached, but "
+            f"{', '.join(files.components.values())}; generate with --no-cache"
+        )
+    return {}
+
+
+def found_later(recipe: Recipe, files: ModelFiles) -> bool:
+    """Return whether the block lists are found at the first forward, no adapter being registered for the model."""
+    cached = recipe.cache.type != "none" and not recipe.blocks
+    return cached and bool(files.components) and not adapters(recipe, files)
+
+
+def _about_auto(recipe: Recipe, files: ModelFiles, used: Mapping[str, ModelAdapter]) -> list[str]:
+    """Return what there is to say of a recipe that leaves the adapter to the model's class."""
+    if found_later(recipe, files):
+        classes = list(files.transformers().values())
+        every = [adapter.transformer for adapter in registry.all_adapters()]
+        near = [name for cls in classes for name in difflib.get_close_matches(cls, every, n=1, cutoff=0.8)]
+        hint = f" (the nearest that is: {near[0]})" if near else ""
+        none = f"no adapter is registered for {', '.join(classes)}{hint}"
+        return [f"{none}: the block lists are found at the first forward, by what their blocks take and return"]
+    if recipe.adapter != "auto":
+        return []
+    return [f"auto: {adapter.transformer} is registered as {adapter.name!r}" for adapter in used.values()]
 
 
 def build(recipe: Recipe) -> Plan:
@@ -116,6 +134,7 @@ def build(recipe: Recipe) -> Plan:
     if steps is None:
         notes.append("the number of steps is the pipeline's default, and shows when it is loaded")
     notes += [f"{unit.info.name}: how many blocks it has is not known yet" for unit in units if unit not in known]
+    notes += _about_auto(recipe, files, used) if config else []
     notes += sorted({adapter.note for adapter in used.values() if adapter.note})
     return Plan(
         recipe=recipe.name,
@@ -130,7 +149,7 @@ def build(recipe: Recipe) -> Plan:
         if first
         else "auto",
         pipeline=recipe.model.pipeline or files.pipeline,
-        transformer=", ".join(cls for part, cls in files.components.items() if part.startswith("transformer")) or None,
+        transformer=", ".join(files.transformers().values()) or None,
         guidance=first.guidance if first else None,
         contexts=[unit.info for unit in known],
         cache=config.kind if config else None,

@@ -25,9 +25,9 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, core_schema
 
-from .engine.config import DefaultInt, Settings
-from .engine.mask import POLICIES, steps_mask
 from .errors import InputError
+from .terms.config import DefaultInt, Settings
+from .terms.mask import POLICIES, steps_mask
 
 __all__ = [
     "MOST_STEPS",

@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from .engine.config import (
+from .recipe_fields import MOST_STEPS, Mask, OneOf, Section, among, derive, matching, settings_of
+from .terms.config import (
     CacheConfig,
     CalibratorConfig,
     DBCacheConfig,
@@ -22,7 +23,6 @@ from .engine.config import (
     TaylorSeerCalibratorConfig,
     merge,
 )
-from .recipe_fields import MOST_STEPS, Mask, OneOf, Section, among, derive, matching, settings_of
 
 __all__ = ["KINDS", "VERSION", "Blocks", "Cache", "Calibrator", "Generate", "Model", "Output", "Params", "Recipe"]
 

@@ -17,9 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from . import figures
-from .engine.mask import bins_of
-from .engine.stats import BranchStats, ContextInfo, ContextStats, Row, collect
 from .figures import headline, human_bytes, mask_strip, strip, why_nothing_cached
+from .terms.mask import bins_of
+from .terms.stats import BranchStats, ContextInfo, ContextStats, Row, collect
 
 __all__ = [
     "Plan",
@@ -38,6 +38,7 @@ __all__ = [
     "stats_markdown",
     "stats_table",
     "strip",
+    "table",
     "why_nothing_cached",
 ]
 
@@ -124,10 +125,10 @@ def stats_table(stats: Sequence[ContextStats], details: bool = False) -> Rendera
     """
     parts: list[RenderableType] = []
     if stats:
-        parts.append(_table(figures.summary(stats)))
+        parts.append(table(figures.summary(stats)))
         differences = figures.differences(stats)
         if differences is not None:
-            parts.append(Group(Text(_DIFFERENCES), _table(differences)))
+            parts.append(Group(Text(_DIFFERENCES), table(differences)))
     reason = why_nothing_cached(stats)
     if reason is not None:
         parts.append(Text(reason, "yellow"))
@@ -138,7 +139,7 @@ def stats_table(stats: Sequence[ContextStats], details: bool = False) -> Rendera
             marks = strip(branch.rows)
             legend = _Marks(_LEGEND_PRUNED if figures.PRUNED in marks else _LEGEND)
             parts.append(Group(Text(_branch_line(branch)), _indented(_lines(marks)), _indented(legend)))
-            parts.append(_indented(_table(figures.steps_sheet(branch))))
+            parts.append(_indented(table(figures.steps_sheet(branch))))
     return Group(*(part for each in parts for part in (Text(), each)))
 
 
@@ -198,7 +199,7 @@ def _branch_json(branch: BranchStats, details: bool) -> dict[str, Any]:
     return facts | ({"rows": [asdict(row) for row in branch.rows]} if details else {})
 
 
-def _table(sheet: figures.Sheet) -> RenderableType:
+def table(sheet: figures.Sheet) -> RenderableType:
     """Draw a sheet; where its first column is a heading, on a line of its own that spans the others."""
     rows = [list(row) for row in (sheet.columns, *sheet.rows)]
     headings = [row.pop(0) if sheet.headed else "" for row in rows]

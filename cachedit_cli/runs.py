@@ -15,9 +15,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .engine.stats import ContextInfo, ContextStats, DecisionLog, Reset, Row, collect
 from .errors import InputError, RunError
 from .files import readable_json, reason, slug, storable, write_whole
+from .terms.stats import ContextInfo, ContextStats, DecisionLog, Reset, Row, collect
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .engine.pattern import ForwardPattern, Streams, find_slots
 from .errors import InputError
+from .terms.pattern import ForwardPattern, Streams, find_slots
 
 __all__ = ["Candidate", "Link", "Trace", "Watch", "candidates"]
 
@@ -42,6 +42,7 @@ class Link:
         taken: Type or shape of each argument of the next block, by name.
         carried: For each value, the arguments of the next block that were this very object.
         alike: For each value, the arguments that were another tensor of its shape than at the block before.
+        through: Places of the values that the block got as arguments, and returned unchanged.
     """
 
     index: int
@@ -49,6 +50,7 @@ class Link:
     taken: Mapping[str, str]
     carried: tuple[tuple[str, ...], ...]
     alike: tuple[tuple[str, ...], ...]
+    through: frozenset[int]
 
 
 class Trace:
@@ -137,7 +139,9 @@ class Trace:
             if isinstance(item, Tensor) and not item.requires_grad and not carried[place]
         ]
         taken = {name: _shape(value) for name, value in given.items()}
-        self.links.append(Link(self.order[-1], tuple(map(_shape, returned)), taken, carried, alike))
+        arguments = {id(value) for value in before.values()}
+        through = frozenset(place for place, item in enumerate(returned) if id(item) in arguments)
+        self.links.append(Link(self.order[-1], tuple(map(_shape, returned)), taken, carried, alike, through))
         self._returned = ()
 
     def release(self) -> None:
@@ -256,6 +260,9 @@ class Trace:
         for following, link in zip(self.order[1:], self.links, strict=True):
             if following != link.index + 1:
                 continue
+            problem = self._other_count(link, streams)
+            if problem is not None:
+                return f"{self.candidate.path}: {problem}"
             for stream, slot in find_slots(self.candidate.blocks[following].forward, streams).items():
                 place = streams.returns.index(stream)
                 at = next((i for i, names in enumerate(link.carried) if slot.name in names), place)
@@ -264,6 +271,20 @@ class Trace:
                         f"{self.candidate.path}: {streams} says that blocks return {stream} as value {place + 1}, "
                         f"but the next block takes value {at + 1} for it"
                     )
+        return None
+
+    @staticmethod
+    def _other_count(link: Link, streams: Streams) -> str | None:
+        """Return how the number of states returned differs from the pattern's, if it does."""
+        says, returned = len(streams.returns), len(link.outputs)
+        if returned < says:
+            return f"{streams} says that blocks return {says} values, but they return {returned}"
+        for place, names in enumerate(link.carried):
+            if place >= says and names and place not in link.through:
+                return (
+                    f"{streams} says that blocks return {says} value{'s' if says > 1 else ''}, but they also return "
+                    f"{names[0]} as value {place + 1}, which the next block takes"
+                )
         return None
 
 
@@ -298,7 +319,8 @@ def candidates(model: nn.Module, streams: Streams | None = None) -> list[Candida
 
 
 def _takes(block: nn.Module, streams: Streams | None) -> bool:
-    if isinstance(block, nn.ModuleList) or next(block.children(), None) is None:
+    layer = type(block).__module__.startswith("torch.nn") and next(block.children(), None) is None
+    if isinstance(block, nn.ModuleList) or layer:
         return False  # neither a list of lists nor one of single layers is a list of blocks
     signature = inspect.signature(block.forward)
     if streams is None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cachedit_cli.engine.config import DBCacheConfig, DBPruneConfig
+from cachedit_cli.terms.config import DBCacheConfig, DBPruneConfig
 
 from .tiny import TinyBlock, TinyTransformer
 

@@ -13,7 +13,7 @@ import pytest
 
 from cachedit_cli import __version__, recipe
 from cachedit_cli.cli import main
-from cachedit_cli.engine.stats import ContextInfo, DecisionLog, Row
+from cachedit_cli.terms.stats import ContextInfo, DecisionLog, Row
 from cachedit_cli.runs import Image, Record, RunFolder
 
 CAUGHT = pytest.CaptureFixture[str]

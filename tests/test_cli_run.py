@@ -18,8 +18,8 @@ from PIL import Image
 from rich.console import Console
 
 from cachedit_cli import cli
-from cachedit_cli.cli import _Screen, main
-from cachedit_cli.engine.stats import Row
+from cachedit_cli.cli import main
+from cachedit_cli.terms.stats import Row
 
 CAUGHT = pytest.CaptureFixture[str]
 
@@ -156,7 +156,7 @@ def test_ctrl_c_before_the_first_picture_leaves_nothing(
     def interrupted(_: object, __: Row) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_Screen, "row", interrupted)
+    monkeypatch.setattr(Screen, "row", interrupted)
     code, err = refused(["demo", "--num-images", "2"], tmp_path, capsys)
     assert (code, err) == (130, "0 of 2 pictures were finished\ninterrupted\n")
 

@@ -15,7 +15,7 @@ from huggingface_hub import errors as hub
 from PIL import Image
 
 from cachedit_cli import demo, pipeline
-from cachedit_cli.engine.stats import Row
+from cachedit_cli.terms.stats import Row
 from cachedit_cli.errors import InputError, RunError
 from cachedit_cli.files import write_whole
 from cachedit_cli.generate import Outcome, generate

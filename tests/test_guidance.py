@@ -13,9 +13,9 @@ from diffusers import FluxPipeline
 from torch import Tensor
 
 from cachedit_cli import DBCacheConfig, DBPruneConfig, TaylorSeerCalibratorConfig, cached, demo, steps_mask, summary
-from cachedit_cli.engine.config import CacheConfig
-from cachedit_cli.engine.pattern import ForwardPattern
-from cachedit_cli.engine.stats import DecisionLog, Row, collect
+from cachedit_cli.terms.config import CacheConfig
+from cachedit_cli.terms.pattern import ForwardPattern
+from cachedit_cli.terms.stats import DecisionLog, Row, collect
 from tests.reference import reference
 from tests.tiny import Announcing, TinyTransformer, adapter, computing, context, run, times, walk
 

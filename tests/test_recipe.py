@@ -12,14 +12,14 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachedit_cli.engine.config import (
+from cachedit_cli.terms.config import (
     CalibratorConfig,
     DBCacheConfig,
     DBPruneConfig,
     DefaultInt,
     TaylorSeerCalibratorConfig,
 )
-from cachedit_cli.engine.mask import POLICIES
+from cachedit_cli.terms.mask import POLICIES
 from cachedit_cli.errors import InputError
 from cachedit_cli.recipe import Override, Recipe, bundled, load, text
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cachedit_cli.engine.config import (
+from cachedit_cli.terms.config import (
     CalibratorConfig,
     DBCacheConfig,
     DBPruneConfig,

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as Pictures
 
-from cachedit_cli.engine.stats import ContextInfo, DecisionLog, Reset, Row
+from cachedit_cli.terms.stats import ContextInfo, DecisionLog, Reset, Row
 from cachedit_cli.errors import InputError, RunError
 from cachedit_cli.files import readable_json, slug
 from cachedit_cli.runs import Facts, Image, Record, Run, RunFolder, load

@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from cachedit_cli.engine.adapter import BlockAdapter
-from cachedit_cli.engine.pattern import ForwardPattern
+from cachedit_cli.terms.block_adapter import BlockAdapter
+from cachedit_cli.terms.pattern import ForwardPattern
 
 __all__ = [
     "PATTERNS",

@@ -7,24 +7,20 @@ and decisions.
 
 from __future__ import annotations
 
-import inspect
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .loops import Loops
-from .pattern import Slot
 
-__all__ = ["Announced", "Clock", "Forward", "Signature", "Tick"]
+__all__ = ["Announced", "Clock", "Forward", "Tick"]
 
 _MOST_BRANCHES = 16  # of one transformer in a step, where no pipeline bounds the generation
 _TEXT = re.compile("encoder|text|prompt|context|cond|cap_|label|pooled")
-_TIMES = ("timestep", "timesteps", "t", "sigma", "sigmas", "time", "time_step")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,55 +65,6 @@ class Forward:
     flags: tuple[object, ...]
     marks: dict[str, Tensor]
     sample: object
-
-
-class Signature:
-    """Where a transformer's forward takes the sample, the time and everything else."""
-
-    def __init__(self, forward: Callable[..., Any]) -> None:
-        kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-        names = [name for name, p in inspect.signature(forward).parameters.items() if p.kind not in kinds]
-        self._names = names
-        self._sample = Slot(names[0], 0) if names else Slot("", -1)
-        time = next((name for name in _TIMES if name in names[1:]), None)
-        self.time = Slot(time, names.index(time)) if time is not None else None
-
-    def sample(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> object:
-        return self._sample.read(args, kwargs)
-
-    def moment(self, args: Sequence[Any], kwargs: Mapping[str, Any], wait: bool) -> float | None:
-        """Return the time as a number, the mean where it is one per sample, frame or token.
-
-        None if the model is not told, or if that would have to ``wait`` for a device.
-        """
-        value = self.time.read(args, kwargs) if self.time is not None else None
-        if isinstance(value, Tensor):
-            if value.device.type != "cpu" and not wait:
-                return None
-            one = value if value.numel() == 1 else value.detach().double().mean()
-            value = one.reshape(()).tolist()
-        return float(value) if isinstance(value, (int, float)) else None
-
-    def marks(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[dict[str, Tensor], tuple[object, ...]]:
-        """Return what tells branches apart: conditioning tensors by name, and flags that have to be equal."""
-        given = {**dict(zip(self._names, args, strict=False)), **kwargs}
-        tensors: dict[str, Tensor] = {}
-        flags: list[object] = []
-        for name in sorted(given):
-            value = given[name]
-            if name == self._sample.name or (self.time is not None and name == self.time.name) or "control" in name:
-                continue  # ControlNet residuals are large and move with every step
-            if isinstance(value, Tensor):
-                tensors[name] = value
-            elif isinstance(value, (list, tuple)) and any(isinstance(item, Tensor) for item in value):
-                tensors |= {f"{name}.{i}": item for i, item in enumerate(value) if isinstance(item, Tensor)}
-            elif value is None or isinstance(value, (bool, str)):
-                flags.append((name, value))
-            elif isinstance(value, (list, tuple, set)) and all(isinstance(item, int) for item in value):
-                flags.append((name, tuple(sorted(value))))
-            elif isinstance(value, Mapping):  # a forward that only fills a KV cache says so in there (AnyFlow-FAR)
-                flags.extend((name, key, item) for key, item in value.items() if isinstance(item, bool))
-        return tensors, tuple(flags)
 
 
 def _alias(a: Tensor, b: Tensor) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from .config import CacheConfig
+from ..terms.config import CacheConfig
 
 __all__ = ["Verdict", "View", "by_difference", "by_rule"]
 

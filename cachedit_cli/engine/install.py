@@ -1,131 +1,36 @@
 """Puts the runners into a model and takes them out again, whatever happens in between.
 
-A block's call is intercepted on the instance, in the slot that ``nn.Module.__call__`` asks before it runs hooks and
-``forward`` (``_compiled_call_impl``, the one that ``Module.compile`` fills; PyTorch 2.1 to 2.13). So accelerate's and
-diffusers' hooks, LoRA and compiled blocks stay inside the wrapper: a reused block triggers none of them, a computed one
-all, and deep copies come without it. No list, class or ``forward`` is changed.
+Knows where a model is intercepted (``patches`` knows how) and what the calls that pass there tell the clock.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from torch import nn
 
 from ..errors import InputError, RunError
-from .adapter import BlockAdapter, Member
-from .clock import Announced, Clock, Forward, Signature, Tick
-from .config import CacheConfig, CalibratorConfig, DBCacheConfig, DBPruneConfig, complete, fit, merge
-from .functor import PatchFunctor
+from ..patches import SLOT, Call, CallPatch, FunctorPatch, MethodPatch, Undoable
+from ..signature import Signature
+from ..terms.block_adapter import BlockAdapter
+from ..terms.config import CacheConfig, CalibratorConfig, DBCacheConfig, DBPruneConfig, complete
+from ..terms.mask import steps_mask
+from ..terms.pattern import find_slots
+from ..terms.settle import settle
+from ..terms.stats import DecisionLog
+from .blocks import BlockCache
+from .clock import Announced, Clock, Forward, Tick
 from .loops import Loops
-from .mask import steps_mask
-from .pattern import find_slots
 from .prune import BlockPrune
-from .runner import BlockCache, Call, Runner, Unit
+from .runner import Runner, Unit
 from .snapshots import Calibration
-from .stats import ContextInfo, DecisionLog
 
 __all__ = ["Installation", "install", "installed"]
-
-_SLOT = "_compiled_call_impl"
-_MISSING = object()
-
-
-class Undoable(Protocol):
-    """A change that can be taken back."""
-
-    def undo(self) -> None: ...
-
-
-class CallPatch:
-    """One module whose calls are intercepted."""
-
-    def __init__(self, module: nn.Module, make: Callable[[Call], Call]) -> None:
-        self._module = module
-        self._make = make
-        self._previous: Any = _MISSING
-        self._call: Call | None = None
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Wrap again if something else, such as ``Module.compile``, took the slot."""
-        held = vars(self._module).get(_SLOT, _MISSING)
-        if held is self._call:
-            return
-        self._previous = held
-        inner = self._module._call_impl if held is _MISSING or held is None else held
-        self._call = self._make(inner)
-        vars(self._module)[_SLOT] = self._call
-
-    def undo(self) -> None:
-        if vars(self._module).get(_SLOT, _MISSING) is not self._call:
-            return
-        if self._previous is _MISSING:
-            del vars(self._module)[_SLOT]
-        else:
-            vars(self._module)[_SLOT] = self._previous
-
-
-class MethodPatch:
-    """Stands in for a method on one instance; a deep copy of the instance gets its class's own method back."""
-
-    def __init__(self, owner: object, name: str, make: Callable[[Call], Call]) -> None:
-        self._owner = owner
-        self._name = name
-        self._previous = vars(owner).get(name, _MISSING)
-        self._call = make(getattr(owner, name))
-        vars(owner)[name] = self
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._call(*args, **kwargs)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        owner = memo.get(id(self._owner), self._owner)
-        return getattr(type(owner), self._name).__get__(owner)
-
-    def undo(self) -> None:
-        if vars(self._owner).get(self._name) is not self:
-            return
-        if self._previous is _MISSING:
-            del vars(self._owner)[self._name]
-        else:
-            vars(self._owner)[self._name] = self._previous
-
-
-class FunctorPatch:
-    """What a PatchFunctor changed, and nothing else, to put it back."""
-
-    def __init__(self, functor: PatchFunctor, model: nn.Module) -> None:
-        self._before = [(module, dict(vars(module))) for module in model.modules()]
-        self._changed: list[tuple[nn.Module, str, Any]] = []
-        try:
-            functor.apply(model)
-        except BaseException:  # half applied
-            self._compare()
-            self.undo()
-            raise
-        self._compare()
-
-    def _compare(self) -> None:
-        self._changed = [
-            (module, name, old.get(name, _MISSING))
-            for module, old in self._before
-            for name in {*vars(module), *old}
-            if vars(module).get(name, _MISSING) is not old.get(name, _MISSING)
-        ]
-        self._before.clear()
-
-    def undo(self) -> None:
-        for module, name, old in self._changed:
-            if old is _MISSING:
-                vars(module).pop(name, None)
-            else:
-                vars(module)[name] = old
 
 
 class Site:
@@ -298,7 +203,7 @@ class ModelCall:
 
 def installed(model: nn.Module) -> Installation | None:
     """Return the cache that is in place in a transformer, if any."""
-    call = vars(model).get(_SLOT)
+    call = vars(model).get(SLOT)
     return call.installation if isinstance(call, ModelCall) else None
 
 
@@ -352,9 +257,14 @@ class Installation:
                 raise InputError(f"{member.name}: a block of it is in another list too")
             used |= {id(block) for block in member.blocks}
             station = next(each for each in self._site.stations if each.model is member.transformer)
-            runner, info = _runner(member, self.cache_config, self.calibrator_config, self.log)
-            if adapter.skips and runner.config.kind == "DBCache":
-                _check_skips(runner)
+            config, calibrator, info = settle(member, self.cache_config, self.calibrator_config, adapter.skips)
+            unit = Unit(member.name, member.streams, [find_slots(b.forward, member.streams) for b in member.blocks])
+            calibration = Calibration.of(calibrator)
+            runner: Runner[Any]
+            if isinstance(config, DBPruneConfig):
+                runner = BlockPrune(unit, config, calibration, self.log)
+            else:
+                runner = BlockCache(unit, config, calibration, self.log)
             if member.leader is not None and runner.config.kind == "DBCache":
                 runner.leader = runners[member.leader]
             runners.append(runner)
@@ -415,40 +325,3 @@ def install(
         installation.remove()
         raise
     return installation
-
-
-def _check_skips(runner: Runner[Any]) -> None:
-    front, back = runner.config.Fn_compute_blocks, runner.config.Bn_compute_blocks
-    if back > front and front + back < runner.unit.count:
-        raise InputError(
-            f"{runner.unit.name}: Bn_compute_blocks is {back} and Fn_compute_blocks is {front}, but this model hands "
-            "what its first blocks return to its last ones, so that Bn must not be larger than Fn"
-        )
-
-
-def _runner(
-    member: Member, shared: CacheConfig, calibrator: CalibratorConfig | None, log: DecisionLog
-) -> tuple[Runner[Any], ContextInfo]:
-    modifier = member.modifier
-    config = merge(shared, modifier.cache_config if modifier is not None else None)
-    own = modifier.calibrator_config if modifier is not None else None
-    if own is not None:
-        calibrator = merge(calibrator, own) if type(calibrator) is type(own) else complete(own)
-    elif calibrator is not None:
-        calibrator = complete(calibrator)
-    config, notes = fit(config, len(member.blocks), member.name)
-    unit = Unit(member.name, member.streams, [find_slots(block.forward, member.streams) for block in member.blocks])
-    calibration = Calibration.of(calibrator)
-    runner: Runner[Any]
-    if isinstance(config, DBPruneConfig):
-        runner = BlockPrune(unit, config, calibration, log)
-    else:
-        runner = BlockCache(unit, config, calibration, log)
-    settings = {"type": config.kind, **config.as_dict()}
-    settings["calibrator"] = {"type": calibrator.kind, **calibrator.as_dict()} if calibrator else {"type": "hold"}
-    classes = list(dict.fromkeys(type(block).__name__ for block in member.blocks))
-    info = ContextInfo(
-        member.name, type(member.transformer).__name__, " + ".join(classes), str(member.streams), unit.count, settings
-    )
-    info.notes.extend(notes)
-    return runner, info

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .config import DBPruneConfig
+from ..patches import Call
+from ..terms.config import DBPruneConfig
+from ..terms.pattern import pack, unpack
+from ..terms.stats import DecisionLog
 from .decide import Verdict, by_difference
-from .pattern import pack, unpack
-from .runner import Apart, Call, Context, Pass, Runner, Unit
-from .snapshots import Calibration, Snapshots, l1
-from .stats import DecisionLog
+from .runner import Context, Pass, Runner, Unit
+from .snapshots import Apart, Calibration, Snapshots, l1
 
 __all__ = ["BlockPrune"]
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .calibrators import Calibrator, Hold, calibrator_for
-from .config import CalibratorConfig
+from ..calibrators import Calibrator, Hold, calibrator_for
+from ..terms.config import CalibratorConfig
 
-__all__ = ["Calibration", "Snapshots", "l1"]
+__all__ = ["Apart", "Calibration", "Snapshots", "copied", "l1"]
 
 State = Mapping[str, Tensor | None]
 
@@ -124,3 +125,31 @@ class Snapshots:
             miss.sub_(tensor, alpha=weight)
         truth = fresh if start is None or not self._calibration.absolute else fresh - start.detach()
         return l1(miss) / l1(truth)
+
+
+def copied(states: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: s.clone() if isinstance(s := states.get(name), Tensor) else s for name in names}
+
+
+class Apart:
+    """Keeps states from what a model does to them in place later on, with copies only where one was seen to do so.
+
+    The first time they are copied and watched; where nothing changed them, references are enough from then on.
+    """
+
+    def __init__(self) -> None:
+        self._copies: bool | None = None
+        self._watched: list[tuple[Tensor, int | None]] = []
+
+    def keep(self, states: Mapping[str, Any]) -> dict[str, Any]:
+        tensors = [state for state in states.values() if isinstance(state, Tensor)]
+        self._watched = [(tensor, None if tensor.is_inference() else tensor._version) for tensor in tensors]
+        return dict(states) if self._copies is False else copied(states, tuple(states))
+
+    def intact(self) -> bool:
+        """Return whether what was kept is still what it was; tensors of inference mode count as changed."""
+        changed = any(version is None or tensor._version != version for tensor, version in self._watched)
+        self._watched = []
+        intact = self._copies is not False or not changed
+        self._copies = changed or bool(self._copies)
+        return intact

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cachedit_cli.engine.pattern import as_streams
+from cachedit_cli.terms.pattern import as_streams
 from cachedit_cli.registry import ModelAdapter
 
 __all__ = ["Hold", "Unit", "counted", "distance", "identical", "units"]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cachedit_cli import registry
 from cachedit_cli.api import cached, enable_cache
-from cachedit_cli.engine.config import DBCacheConfig
+from cachedit_cli.terms.config import DBCacheConfig
 from cachedit_cli.errors import InputError
 from tests.adapters.brute_force import Hold, counted, distance, identical, units
 from tests.tiny_models import TINY, TinyModel, tensors
@@ -53,7 +53,10 @@ def built(name: str) -> nn.Module:
 def model_of(tiny: TinyModel) -> nn.Module:
     """Return the fixture's model; tests leave it as it was."""
     if not tiny.available:
-        pytest.skip(f"the installed diffusers has no {tiny.class_name}: it came with {tiny.adapter.needs}")
+        pytest.skip(
+            f"the installed diffusers has no {tiny.name}: {tiny.class_name} came with {tiny.adapter.needs}, "
+            f"this variant of it with {max(tiny.needs, tiny.adapter.needs)}"
+        )
     return built(tiny.name)
 
 

@@ -69,7 +69,7 @@ def test_json_says_all_that_the_adapter_says() -> None:
             "tail": None,
         }
     ]
-    assert (cosmos["origin"], cosmos["needs"], cosmos["functor"]) == ("cachedit", "0.39", None)
+    assert (cosmos["origin"], cosmos["needs"], cosmos["functor"]) == ("cachedit", "0.41", None)
 
 
 def test_recipes_are_listed_with_the_family_that_they_name() -> None:

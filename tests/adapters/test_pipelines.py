@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cachedit_cli import registry
 from cachedit_cli.api import cached
-from cachedit_cli.engine.config import DBCacheConfig
+from cachedit_cli.terms.config import DBCacheConfig
 from tests.adapters.brute_force import Hold, counted, distance, identical, units
 from tests.adapters.pipelines import BUILDERS, anyflow_far
 from tests.tiny_models import tensors

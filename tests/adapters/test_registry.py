@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 from cachedit_cli import registry
-from cachedit_cli.engine.pattern import ForwardPattern
+from cachedit_cli.terms.pattern import ForwardPattern
 from cachedit_cli.errors import InputError
 from cachedit_cli.registry import BlockAdapterRegister, BlockList, ModelAdapter
 
 PLUGIN = """\
 from cachedit_cli.registry import BlockList, ModelAdapter, register
-from cachedit_cli.engine.pattern import ForwardPattern
+from cachedit_cli.terms.pattern import ForwardPattern
 
 register(ModelAdapter(name="{name}", transformer="{cls}", lists=(BlockList("blocks", ForwardPattern.Pattern_3),)))
 """

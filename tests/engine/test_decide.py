@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from cachedit_cli.engine.config import DBCacheConfig
+from cachedit_cli.terms.config import DBCacheConfig
 from cachedit_cli.engine.decide import Verdict, View, by_difference, by_rule
 
 FREE = DBCacheConfig(max_warmup_steps=0)  # no rule fires

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from tests.tiny import TinyTransformer, adapter, run, walk
 
-from cachedit_cli.engine.config import DBCacheConfig
+from cachedit_cli.terms.config import DBCacheConfig
 from cachedit_cli.engine.install import install
-from cachedit_cli.engine.pattern import ForwardPattern
+from cachedit_cli.terms.pattern import ForwardPattern
 from cachedit_cli.errors import InputError
 
 

@@ -10,9 +10,9 @@ import torch
 from tests.tiny import NamedBlock, TinyTransformer, adapter, controls_like, run, walk
 from torch import Tensor
 
-from cachedit_cli.engine.config import CalibratorConfig, DBCacheConfig, DBPruneConfig
+from cachedit_cli.terms.config import CalibratorConfig, DBCacheConfig, DBPruneConfig
 from cachedit_cli.engine.install import install
-from cachedit_cli.engine.pattern import ForwardPattern
+from cachedit_cli.terms.pattern import ForwardPattern
 
 STEPS = 4
 

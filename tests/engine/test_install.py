@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from cachedit_cli import demo
-from cachedit_cli.engine.adapter import BlockAdapter, ParamsModifier
-from cachedit_cli.engine.config import DBCacheConfig, DBPruneConfig, TaylorSeerCalibratorConfig
-from cachedit_cli.engine.functor import PatchFunctor
+from cachedit_cli.terms.block_adapter import BlockAdapter, ParamsModifier
+from cachedit_cli.terms.config import DBCacheConfig, DBPruneConfig, TaylorSeerCalibratorConfig
+from cachedit_cli.terms.functor import PatchFunctor
 from cachedit_cli.engine.install import install, installed
-from cachedit_cli.engine.pattern import ForwardPattern
+from cachedit_cli.terms.pattern import ForwardPattern
 from cachedit_cli.errors import InputError, RunError
 from tests.tiny import (
     PATTERNS,
@@ -303,7 +303,7 @@ def test_blocks_compiled_after_installing_are_reused_all_the_same() -> None:
 
 COMPILING = """
 import torch
-from cachedit_cli.engine.config import DBCacheConfig
+from cachedit_cli.terms.config import DBCacheConfig
 from cachedit_cli.engine.install import install
 from tests.tiny import PATTERNS, TinyBlock, TinyTransformer, adapter, run, times, walk
 

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cachedit_cli.engine.config import CacheConfig, DBCacheConfig, DBPruneConfig, TaylorSeerCalibratorConfig
-from cachedit_cli.engine.functor import PatchFunctor
+from cachedit_cli.terms.config import CacheConfig, DBCacheConfig, DBPruneConfig, TaylorSeerCalibratorConfig
+from cachedit_cli.terms.functor import PatchFunctor
 from cachedit_cli.engine.install import install, installed
-from cachedit_cli.engine.pattern import ForwardPattern
-from cachedit_cli.engine.stats import Row
+from cachedit_cli.terms.pattern import ForwardPattern
+from cachedit_cli.terms.stats import Row
 from cachedit_cli.errors import InputError
 from tests.reference import reference
 from tests.tiny import (

@@ -10,10 +10,10 @@ from hypothesis import assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from cachedit_cli.engine.config import DBPruneConfig, TaylorSeerCalibratorConfig
+from cachedit_cli.terms.config import DBPruneConfig, TaylorSeerCalibratorConfig
 from cachedit_cli.engine.install import install
-from cachedit_cli.engine.pattern import ForwardPattern
-from cachedit_cli.engine.stats import collect
+from cachedit_cli.terms.pattern import ForwardPattern
+from cachedit_cli.terms.stats import collect
 from tests.reference import prune_reference
 from tests.tiny import PATTERNS, STYLES, TinyTransformer, adapter, computing, context, run, times, walk
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from .config import CalibratorConfig, TaylorSeerCalibratorConfig
+from .terms.config import CalibratorConfig, TaylorSeerCalibratorConfig
 
 __all__ = ["Calibrator", "Hold", "TaylorSeer", "calibrator_for"]
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachedit_cli.engine.config import (
+from cachedit_cli.terms.config import (
     CacheConfig,
     CalibratorConfig,
     DBCacheConfig,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cachedit_cli.engine.pattern import ForwardPattern, Slot, Streams, as_streams, find_slots, pack, unpack
+from cachedit_cli.terms.pattern import ForwardPattern, Slot, Streams, as_streams, find_slots, pack, unpack
 from cachedit_cli.errors import InputError
 
 H, E = "hidden_states", "encoder_hidden_states"

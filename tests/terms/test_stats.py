@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachedit_cli.engine.stats import (
+from cachedit_cli.terms.stats import (
     BranchStats,
     ContextInfo,
     ContextStats,
@@ -247,6 +247,6 @@ def test_percentiles_lie_between_the_extremes_and_never_fall(values: list[float]
 
 
 def test_statistics_need_no_torch() -> None:
-    code = "import sys, cachedit_cli.engine.stats; print('torch' in sys.modules)"
+    code = "import sys, cachedit_cli.terms.stats; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

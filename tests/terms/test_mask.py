@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachedit_cli.engine.mask import POLICIES, bins_of, steps_mask
+from cachedit_cli.terms.mask import POLICIES, bins_of, steps_mask
 from cachedit_cli.errors import InputError
 
 AT_28 = {
@@ -193,6 +193,6 @@ def test_wrong_policies_and_steps_are_refused(policy: str, steps: int | None, me
 
 
 def test_masks_need_no_torch() -> None:
-    code = "import sys, cachedit_cli.engine.mask as mask; mask.steps_mask(total_steps=9); print('torch' in sys.modules)"
+    code = "import sys, cachedit_cli.terms.mask as mask; mask.steps_mask(total_steps=9); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

@@ -1,0 +1,1 @@
+"""What the engine is told and what it tells: settings, masks, patterns, block adapters, and the decision log."""
