@@ -5,8 +5,8 @@ FIBO hands every block another layer of the text encoder, and FIBO 2 some of its
 
 from __future__ import annotations
 
-from cachedit_cli.terms.pattern import ForwardPattern, Streams
 from cachedit_cli.registry import BlockList, ModelAdapter, register
+from cachedit_cli.terms.pattern import ForwardPattern, Streams
 
 register(
     ModelAdapter(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cachedit_cli.terms.pattern import ForwardPattern
 from cachedit_cli.registry import BlockList, ModelAdapter, register
+from cachedit_cli.terms.pattern import ForwardPattern
 
 register(
     ModelAdapter(

@@ -5,8 +5,8 @@ Cosmos 3 came with diffusers 0.39, but tells its branches apart, through cache_c
 
 from __future__ import annotations
 
-from cachedit_cli.terms.pattern import ForwardPattern, Streams
 from cachedit_cli.registry import BlockList, ModelAdapter, register
+from cachedit_cli.terms.pattern import ForwardPattern, Streams
 
 register(
     ModelAdapter(

@@ -6,8 +6,8 @@ the sample.
 
 from __future__ import annotations
 
-from cachedit_cli.terms.pattern import ForwardPattern
 from cachedit_cli.registry import BlockList, ModelAdapter, register
+from cachedit_cli.terms.pattern import ForwardPattern
 
 register(
     ModelAdapter(

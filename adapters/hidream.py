@@ -5,8 +5,8 @@ The model appends another Llama layer to the sequence before every block and cut
 
 from __future__ import annotations
 
-from cachedit_cli.terms.pattern import ForwardPattern
 from cachedit_cli.registry import BlockList, ModelAdapter, register
+from cachedit_cli.terms.pattern import ForwardPattern
 
 register(
     ModelAdapter(

@@ -5,8 +5,8 @@ The first two have double blocks, then single blocks, with the same two streams.
 
 from __future__ import annotations
 
-from cachedit_cli.terms.pattern import ForwardPattern
 from cachedit_cli.registry import BlockList, ModelAdapter, register
+from cachedit_cli.terms.pattern import ForwardPattern
 
 register(
     ModelAdapter(

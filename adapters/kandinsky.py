@@ -5,8 +5,8 @@ The few blocks of the text lists are left out: they do not depend on the sample.
 
 from __future__ import annotations
 
-from cachedit_cli.terms.pattern import ForwardPattern, Streams
 from cachedit_cli.registry import BlockList, ModelAdapter, register
+from cachedit_cli.terms.pattern import ForwardPattern, Streams
 
 register(
     ModelAdapter(

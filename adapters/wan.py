@@ -5,8 +5,8 @@ VACE adds hints and Animate the face to the sample between blocks; `vace_blocks`
 
 from __future__ import annotations
 
-from cachedit_cli.terms.pattern import ForwardPattern
 from cachedit_cli.registry import BlockList, ModelAdapter, register
+from cachedit_cli.terms.pattern import ForwardPattern
 
 register(
     ModelAdapter(

@@ -6,8 +6,8 @@ on the sample.
 
 from __future__ import annotations
 
-from cachedit_cli.terms.pattern import Streams
 from cachedit_cli.registry import BlockList, ModelAdapter, register
+from cachedit_cli.terms.pattern import Streams
 
 register(
     ModelAdapter(

@@ -85,7 +85,7 @@ class ModelAdapter:
         skips: The model hands outputs of its first blocks to its last ones in reverse order, which needs Bn <= Fn.
         guidance: How guidance is computed, in a few words.
         modality: What the model makes.
-        needs: The diffusers version from which on the class can be cached, where that is later than ``OLDEST_DIFFUSERS``.
+        needs: The first diffusers version with which the class can be cached, if later than ``OLDEST_DIFFUSERS``.
         defaults: Settings that suit the family, made with ``DBCacheConfig.reset``.
         functor: Makes the PatchFunctor that the model needs, if any.
         note: Pitfalls worth knowing.

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cachedit_cli.terms.pattern import as_streams
 from cachedit_cli.registry import ModelAdapter
+from cachedit_cli.terms.pattern import as_streams
 
 __all__ = ["Hold", "Unit", "counted", "distance", "identical", "units"]
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from cachedit_cli import registry
 from cachedit_cli.api import cached, enable_cache
-from cachedit_cli.terms.config import DBCacheConfig
 from cachedit_cli.errors import InputError
+from cachedit_cli.terms.config import DBCacheConfig
 from tests.adapters.brute_force import Hold, counted, distance, identical, units
 from tests.tiny_models import TINY, TinyModel, tensors
 

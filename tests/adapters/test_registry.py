@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from cachedit_cli import registry
-from cachedit_cli.terms.pattern import ForwardPattern
 from cachedit_cli.errors import InputError
 from cachedit_cli.registry import BlockAdapterRegister, BlockList, ModelAdapter
+from cachedit_cli.terms.pattern import ForwardPattern
 
 PLUGIN = """\
 from cachedit_cli.registry import BlockList, ModelAdapter, register
