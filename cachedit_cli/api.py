@@ -61,14 +61,18 @@ def cached(
     """Cache the blocks of a model inside a ``with`` block; arguments and errors are those of ``enable_cache``.
 
     Yields:
-        The installation, whose ``log`` grows as the model runs. The model is as before on leaving, whatever happens.
+        The installation, whose ``log`` grows as the model runs. The model is as before on leaving, whatever happens: a
+        cache that was in place is in place again.
     """
+    before = _installations(target)
     installation = _install(target, cache_config, calibrator_config, params_modifiers)
     try:
         yield installation
     finally:
         installation.remove()
         disable_cache(installation.adapter)  # what refresh_context put in its place
+        for old in before:
+            _again(old)
 
 
 def disable_cache(target: Any) -> None:
@@ -105,7 +109,7 @@ def refresh_context(
         try:
             new = _watched(install(old.adapter, config, calibrator, old.log), by_hand=False)
         except InputError:
-            _watched(install(old.adapter, old.cache_config, old.calibrator_config, old.log), by_hand=False)
+            _again(old)
             raise
         if verbose:
             from .report import print_settings
@@ -176,10 +180,20 @@ def _install(
     if cache is None:
         known = registry.find(_class_name(adapter.transformers()[0]))
         cache = merge(DBCacheConfig(), known.defaults if known is not None else None)
-    for old in _installations(adapter):
+    before = _installations(adapter)
+    for old in before:
         old.remove()
-    installation = install(adapter, cache, calibrator)
-    return _watched(installation, by_hand=isinstance(target, BlockAdapter))
+    try:
+        return _watched(install(adapter, cache, calibrator), by_hand=isinstance(target, BlockAdapter))
+    except InputError:
+        for old in before:
+            _again(old)
+        raise
+
+
+def _again(old: Installation) -> Installation:
+    """Put a cache that was taken out in place again, with its log."""
+    return _watched(install(old.adapter, old.cache_config, old.calibrator_config, old.log), by_hand=False)
 
 
 def _watched(installation: Installation, by_hand: bool) -> Installation:

@@ -13,9 +13,10 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from .errors import InputError
 from .terms.functor import PatchFunctor
 
-__all__ = ["SLOT", "Call", "CallPatch", "FunctorPatch", "MethodPatch", "Undoable"]
+__all__ = ["SLOT", "Call", "CallPatch", "FunctorPatch", "MethodPatch", "Undoable", "forbid_compiling"]
 
 Call = Callable[..., Any]
 
@@ -113,3 +114,22 @@ class FunctorPatch:
                 vars(module).pop(name, None)
             else:
                 vars(module)[name] = old
+
+
+def forbid_compiling(model: nn.Module) -> MethodPatch:
+    """Refuse that a model is compiled as a whole: what is compiled into one graph calls no wrapper.
+
+    Raises:
+        InputError: It is compiled already.
+    """
+    message = (
+        f"{type(getattr(model, '_orig_mod', model)).__name__} is to be compiled as a whole, and nothing can be decided "
+        "inside one graph; compile its blocks instead, with transformer.compile_repeated_blocks(), before or after"
+    )
+    if hasattr(model, "_orig_mod") or vars(model).get(SLOT) is not None:
+        raise InputError(message)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise InputError(message)
+
+    return MethodPatch(model, "compile", lambda _: refuse)

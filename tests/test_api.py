@@ -392,3 +392,39 @@ def test_a_function_that_returns_no_adapter_is_named() -> None:
             enable_cache(TinyPipeline(TinyTransformer(P1)), EAGER)
     finally:
         BlockAdapterRegister.unregister("TinyPipe")
+
+
+def test_settings_that_do_not_fit_leave_the_cache_in_place() -> None:
+    model = TinyTransformer(ForwardPattern.Pattern_1)
+    enable_cache(adapter(model), DBCacheConfig(Fn_compute_blocks=2))
+    with pytest.raises(InputError, match="Fn_compute_blocks is 9, but the list has 5 blocks"):
+        enable_cache(adapter(model), DBCacheConfig(Fn_compute_blocks=9))
+    there = installed(model)
+    assert there is not None
+    assert there.cache_config.Fn_compute_blocks == 2
+    disable_cache(model)
+
+
+def test_leaving_cached_puts_an_earlier_cache_in_place_again() -> None:
+    model = TinyTransformer(ForwardPattern.Pattern_1)
+    enable_cache(adapter(model), DBCacheConfig(Fn_compute_blocks=2))
+    with cached(adapter(model), DBCacheConfig(Fn_compute_blocks=1)):
+        pass
+    there = installed(model)
+    assert there is not None
+    assert there.cache_config.Fn_compute_blocks == 2
+    disable_cache(model)
+
+
+def test_a_transformer_compiled_as_a_whole_is_refused_before_and_after() -> None:
+    message = "TinyTransformer is to be compiled as a whole, and nothing can be decided inside one graph"
+    for compiled in (TinyTransformer(ForwardPattern.Pattern_1), TinyTransformer(ForwardPattern.Pattern_1)):
+        before = dict(vars(compiled))
+        enable_cache(adapter(compiled))
+        with pytest.raises(InputError, match=message):
+            compiled.compile(backend="eager")
+        disable_cache(compiled)
+        assert vars(compiled) == before
+        compiled.compile(backend="eager")
+        with pytest.raises(InputError, match=message):
+            enable_cache(adapter(compiled))

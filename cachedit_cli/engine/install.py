@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import InputError, RunError
-from ..patches import SLOT, Call, CallPatch, FunctorPatch, MethodPatch, Undoable
+from ..patches import SLOT, Call, CallPatch, FunctorPatch, MethodPatch, Undoable, forbid_compiling
 from ..signature import Signature
 from ..terms.block_adapter import BlockAdapter
 from ..terms.config import CacheConfig, CalibratorConfig, DBCacheConfig, DBPruneConfig, complete
@@ -316,6 +316,7 @@ def install(
         if not adapter.auto:
             installation._wrap(adapter)
         for station in site.stations:
+            patches.append(forbid_compiling(station.model))
             patches.append(CallPatch(station.model, partial(ModelCall, station, installation)))
             if callable(getattr(station.model, "cache_context", None)):
                 patches.append(MethodPatch(station.model, "cache_context", station.announce))
