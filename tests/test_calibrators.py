@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cachedit_cli.calibrators import Calibrator, Hold, TaylorSeer, calibrator_for
-from cachedit_cli.terms.config import CalibratorConfig, DBCacheConfig, TaylorSeerCalibratorConfig
 from cachedit_cli.engine.install import install
-from cachedit_cli.terms.pattern import ForwardPattern
 from cachedit_cli.engine.snapshots import Calibration, Snapshots
+from cachedit_cli.terms.config import CalibratorConfig, DBCacheConfig, TaylorSeerCalibratorConfig
+from cachedit_cli.terms.pattern import ForwardPattern
 from tests.reference import reference
 from tests.tiny import PATTERNS, TinyTransformer, adapter, context, run, times, walk
 

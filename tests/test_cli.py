@@ -13,8 +13,8 @@ import pytest
 
 from cachedit_cli import __version__, recipe
 from cachedit_cli.cli import main
-from cachedit_cli.terms.stats import ContextInfo, DecisionLog, Row
 from cachedit_cli.runs import Image, Record, RunFolder
+from cachedit_cli.terms.stats import ContextInfo, DecisionLog, Row
 
 CAUGHT = pytest.CaptureFixture[str]
 

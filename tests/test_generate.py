@@ -15,13 +15,13 @@ from huggingface_hub import errors as hub
 from PIL import Image
 
 from cachedit_cli import demo, pipeline
-from cachedit_cli.terms.stats import Row
 from cachedit_cli.errors import InputError, RunError
 from cachedit_cli.files import write_whole
 from cachedit_cli.generate import Outcome, generate
 from cachedit_cli.plan import Job
 from cachedit_cli.recipe import Override, load
 from cachedit_cli.runs import load as load_run
+from cachedit_cli.terms.stats import Row
 
 STEPS = 8
 

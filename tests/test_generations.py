@@ -28,9 +28,9 @@ from cachedit_cli import (
     disable_cache,
     enable_cache,
 )
-from cachedit_cli.terms.config import CacheConfig
 from cachedit_cli.engine.install import Installation, installed
 from cachedit_cli.errors import InputError, RunError
+from cachedit_cli.terms.config import CacheConfig
 
 Call = dict[str, Any]
 Fresh = Callable[..., Tensor]

@@ -12,6 +12,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cachedit_cli.errors import InputError
+from cachedit_cli.recipe import Override, Recipe, bundled, load, text
 from cachedit_cli.terms.config import (
     CalibratorConfig,
     DBCacheConfig,
@@ -20,8 +22,6 @@ from cachedit_cli.terms.config import (
     TaylorSeerCalibratorConfig,
 )
 from cachedit_cli.terms.mask import POLICIES
-from cachedit_cli.errors import InputError
-from cachedit_cli.recipe import Override, Recipe, bundled, load, text
 
 BUNDLED = [recipe.name for recipe in bundled()]
 MINIMAL = "version: 1\nmodel: {id: demo}\ngenerate: {prompt: a}\n"

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from cachedit_cli.recipe import Recipe, json_schema
+from cachedit_cli.recipe_model import KINDS
 from cachedit_cli.terms.config import (
     CalibratorConfig,
     DBCacheConfig,
@@ -19,8 +21,6 @@ from cachedit_cli.terms.config import (
     Settings,
     TaylorSeerCalibratorConfig,
 )
-from cachedit_cli.recipe import Recipe, json_schema
-from cachedit_cli.recipe_model import KINDS
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS: list[type[Settings]] = [DBCacheConfig, DBPruneConfig, CalibratorConfig, TaylorSeerCalibratorConfig]

@@ -17,9 +17,9 @@ from markdown_it import MarkdownIt
 from rich.console import Console, RenderableType
 
 from cachedit_cli import figures, report
+from cachedit_cli.report import Plan
 from cachedit_cli.terms.mask import steps_mask
 from cachedit_cli.terms.stats import ContextInfo, ContextStats, Row, collect
-from cachedit_cli.report import Plan
 
 CHAIN = "transformer.transformer_blocks + transformer.single_transformer_blocks"
 SETTINGS = {

@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as Pictures
 
-from cachedit_cli.terms.stats import ContextInfo, DecisionLog, Reset, Row
 from cachedit_cli.errors import InputError, RunError
 from cachedit_cli.files import readable_json, slug
 from cachedit_cli.runs import Facts, Image, Record, Run, RunFolder, load
+from cachedit_cli.terms.stats import ContextInfo, DecisionLog, Reset, Row
 
 NOON = datetime(2031, 5, 4, 12, 30, 59)
 DOC = Path(__file__).parents[1] / "docs" / "run-json.md"

@@ -14,11 +14,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from cachedit_cli.engine.install import Installation, install
+from cachedit_cli.errors import InputError
 from cachedit_cli.terms.block_adapter import BlockAdapter, ParamsModifier
 from cachedit_cli.terms.config import DBCacheConfig
-from cachedit_cli.engine.install import Installation, install
 from cachedit_cli.terms.pattern import ForwardPattern
-from cachedit_cli.errors import InputError
 from tests.tiny import TOKENS, Announcing, TinyTransformer, adapter, context, run, times, walk
 
 P1 = ForwardPattern.Pattern_1

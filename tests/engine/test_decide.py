@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from cachedit_cli.terms.config import DBCacheConfig
 from cachedit_cli.engine.decide import Verdict, View, by_difference, by_rule
+from cachedit_cli.terms.config import DBCacheConfig
 
 FREE = DBCacheConfig(max_warmup_steps=0)  # no rule fires
 STATIC = replace(FREE, steps_computation_policy="static")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from tests.tiny import TinyTransformer, adapter, run, walk
 
-from cachedit_cli.terms.config import DBCacheConfig
 from cachedit_cli.engine.install import install
-from cachedit_cli.terms.pattern import ForwardPattern
 from cachedit_cli.errors import InputError
+from cachedit_cli.terms.config import DBCacheConfig
+from cachedit_cli.terms.pattern import ForwardPattern
+from tests.tiny import TinyTransformer, adapter, run, walk
 
 
 def differences(stride: int, tokens: int = 12) -> tuple[list[float | None], int]:

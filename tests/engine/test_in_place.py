@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.tiny import NamedBlock, TinyTransformer, adapter, controls_like, run, walk
 from torch import Tensor
 
-from cachedit_cli.terms.config import CalibratorConfig, DBCacheConfig, DBPruneConfig
 from cachedit_cli.engine.install import install
+from cachedit_cli.terms.config import CalibratorConfig, DBCacheConfig, DBPruneConfig
 from cachedit_cli.terms.pattern import ForwardPattern
+from tests.tiny import NamedBlock, TinyTransformer, adapter, controls_like, run, walk
 
 STEPS = 4
 

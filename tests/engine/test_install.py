@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from cachedit_cli import demo
+from cachedit_cli.engine.install import install, installed
+from cachedit_cli.errors import InputError, RunError
 from cachedit_cli.terms.block_adapter import BlockAdapter, ParamsModifier
 from cachedit_cli.terms.config import DBCacheConfig, DBPruneConfig, TaylorSeerCalibratorConfig
 from cachedit_cli.terms.functor import PatchFunctor
-from cachedit_cli.engine.install import install, installed
 from cachedit_cli.terms.pattern import ForwardPattern
-from cachedit_cli.errors import InputError, RunError
 from tests.tiny import (
     PATTERNS,
     Announcing,

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cachedit_cli.engine.install import install, installed
+from cachedit_cli.errors import InputError
 from cachedit_cli.terms.config import CacheConfig, DBCacheConfig, DBPruneConfig, TaylorSeerCalibratorConfig
 from cachedit_cli.terms.functor import PatchFunctor
-from cachedit_cli.engine.install import install, installed
 from cachedit_cli.terms.pattern import ForwardPattern
 from cachedit_cli.terms.stats import Row
-from cachedit_cli.errors import InputError
 from tests.reference import reference
 from tests.tiny import (
     PATTERNS,

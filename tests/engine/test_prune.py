@@ -10,8 +10,8 @@ from hypothesis import assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from cachedit_cli.terms.config import DBPruneConfig, TaylorSeerCalibratorConfig
 from cachedit_cli.engine.install import install
+from cachedit_cli.terms.config import DBPruneConfig, TaylorSeerCalibratorConfig
 from cachedit_cli.terms.pattern import ForwardPattern
 from cachedit_cli.terms.stats import collect
 from tests.reference import prune_reference

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cachedit_cli.errors import InputError
 from cachedit_cli.terms.config import (
     CacheConfig,
     CalibratorConfig,
@@ -21,7 +22,6 @@ from cachedit_cli.terms.config import (
     fit,
     merge,
 )
-from cachedit_cli.errors import InputError
 
 WHOLE = [-1, 1.0, 1.5, "1", True, math.nan, [1]]
 INVALID: list[tuple[type[Settings], str, Any, str]] = [

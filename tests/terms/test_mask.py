@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachedit_cli.terms.mask import POLICIES, bins_of, steps_mask
 from cachedit_cli.errors import InputError
+from cachedit_cli.terms.mask import POLICIES, bins_of, steps_mask
 
 AT_28 = {
     "slow": "1111111101110011100110010001",

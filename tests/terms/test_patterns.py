@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from cachedit_cli.terms.pattern import ForwardPattern, Slot, Streams, as_streams, find_slots, pack, unpack
 from cachedit_cli.errors import InputError
+from cachedit_cli.terms.pattern import ForwardPattern, Slot, Streams, as_streams, find_slots, pack, unpack
 
 H, E = "hidden_states", "encoder_hidden_states"
 BOTH = Streams((H, E), (H, E))
