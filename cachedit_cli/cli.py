@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from . import __version__
+from .cli_compare import compare
 from .errors import InputError
 from .guard import guarded, tell, tracebacks
 from .terms.mask import POLICIES, steps_mask
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 recipes_app = typer.Typer(help="List the bundled recipes, or show one.", rich_markup_mode=None)
 app.add_typer(recipes_app, name="recipes")
+app.command()(compare)
 
 
 Plugins = Annotated[
@@ -303,7 +305,8 @@ def inspect_model(
 ) -> None:
     """Show how a model's blocks are called, what they hand on, and how they would be cached."""
     from .files import readable_json
-    from .inspect_model import inspect, inspect_real
+    from .inspect_model import inspect
+    from .inspect_real import inspect_real
     from .inspect_report import as_text
     from .screen import console, show
 

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from cachedit_cli import cli
 from cachedit_cli.cli import main
+from cachedit_cli.screen import Screen
 from cachedit_cli.terms.stats import Row
 
 CAUGHT = pytest.CaptureFixture[str]
