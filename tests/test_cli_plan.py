@@ -170,13 +170,29 @@ def test_a_model_without_an_adapter_is_refused_with_the_ways_out(tmp_path: Path)
     assert str(caught.value) == (
         f"adapter: 'flux' is for FluxTransformer2DModel, but {folder} has FluxTransformer3DModel"
     )
+    found = planned(change, "adapter=auto")
+    assert (found.adapter, found.contexts) == ("auto", [])
+    assert found.notes == [
+        "no adapter is registered for FluxTransformer3DModel (the nearest that is: FluxTransformer2DModel): the block "
+        "lists are found at the first forward, by what their blocks take and return"
+    ]
+    assert planned(change, "cache.type=none").notes == []
+
+
+def test_auto_takes_the_adapter_of_a_registered_class_and_says_so() -> None:
+    found = planned("adapter=auto")
+    assert (found.adapter, found.notes) == ("flux", ["auto: FluxTransformer2DModel is registered as 'flux'"])
+    assert found.contexts == planned().contexts
+
+
+def test_a_model_without_a_transformer_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "P", "unet": ["diffusers", "UNet2DConditionModel"]}')
     with pytest.raises(InputError) as caught:
-        planned(change, "adapter=auto")
+        planned(f"model.id={tmp_path}", "adapter=auto")
     assert str(caught.value) == (
-        f"adapter: none is registered for {folder}, which has FluxTransformer3DModel (the nearest that is known: "
-        "FluxTransformer2DModel); spell the block lists out under `blocks`, or generate with --no-cache"
+        f"adapter: {tmp_path} has no transformer whose blocks could be cached, but UNet2DConditionModel; generate with "
+        "--no-cache"
     )
-    assert planned(change, "cache.type=none").contexts == []
 
 
 @pytest.mark.parametrize(

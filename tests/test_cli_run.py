@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from cachedit_cli import cli
+from cachedit_cli import screen
 from cachedit_cli.cli import main
 from cachedit_cli.screen import Screen
 from cachedit_cli.terms.stats import Row
@@ -76,8 +76,8 @@ def test_a_run_shows_its_plan_the_strip_the_file_and_what_was_saved(tmp_path: Pa
 def test_on_a_terminal_the_strip_fills_as_the_steps_happen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = io.StringIO()
     terminal = Console(file=shown, force_terminal=True, width=80, color_system=None)
-    monkeypatch.setattr(cli, "_console", lambda stderr: terminal)
-    monkeypatch.setattr(cli, "REFRESH", 0)
+    monkeypatch.setattr(screen, "console", lambda stderr: terminal)
+    monkeypatch.setattr(screen, "REFRESH", 0)
     assert main(["run", "demo", "--steps", "3", "--output-dir", str(tmp_path)]) == 0
     drawn = re.findall(r"cond \|[^|]*\| \d/3", shown.getvalue())
     assert list(dict.fromkeys(drawn)) == ["cond |█  | 1/3", "cond |██ | 2/3", "cond |███| 3/3"]
