@@ -16,7 +16,7 @@ from . import demo, registry
 from .errors import InputError
 from .models import ModelFiles, locate
 from .recipe import Recipe
-from .registry import ModelAdapter
+from .registry import BlockList, ModelAdapter
 from .report import Plan
 from .terms.config import CacheConfig, CalibratorConfig, DBPruneConfig, TaylorSeerCalibratorConfig, fit, merge
 from .terms.mask import steps_mask
@@ -190,8 +190,18 @@ def _units(
         lengths = {f"{part}.{each.path}": facts.get(each.length) for each in adapter.lists if each.length}
         for lists in [adapter.lists] if adapter.chain else [(each,) for each in adapter.lists]:
             paths = [f"{part}.{each.path}" for each in lists]
-            found.append(_unit(files, paths, lists[0].pattern, lengths, (config, None), shared))
+            pieces = _pieces(lists[0], paths[0], lengths, facts) or [paths]
+            found += [_unit(files, piece, lists[0].pattern, lengths, (config, None), shared) for piece in pieces]
     return found
+
+
+def _pieces(entry: BlockList, path: str, lengths: dict[str, Any], facts: Mapping[str, Any]) -> list[list[str]]:
+    """Return the parts that a list is cached in by name, and note their lengths; none where it is cached whole."""
+    count = lengths.get(path)
+    parts = entry.parts(count, facts) if isinstance(count, int) else ()
+    names = [f"{path}[{part.start}:{part.stop}]" for part in parts if len(parts) > 1]
+    lengths.update({name: part.stop - part.start for name, part in zip(names, parts, strict=False)})
+    return [[name] for name in names]
 
 
 def _unit(
