@@ -1,0 +1,321 @@
+"""Draws the pictures of a comparison: the model loaded once, the baseline and the variants taking turns.
+
+A round is the baseline and then each variant that is missing, on one prompt and seed. Each variant's time is compared
+with the baseline's of its own round, so that a machine that gets slower or faster does not decide. Knows the order of
+things and what is measured of each picture; shows nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import figures, pipeline
+from .compare_record import Comparison, Determinism, Entry, Kind, Strip, Trial
+from .compare_report import write_reports
+from .contact_sheet import opened as opened_picture
+from .errors import CacheditError, InputError, RunError
+from .generate import Opened, caching, draw, environment, open_model
+from .metrics import Judge
+from .models import locate
+from .plan import Job, call_arguments
+from .recipe import Recipe
+from .runs import RunFolder
+from .terms.stats import Row, collect
+from .timing import timed
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["carry_out", "make"]
+
+# Arguments that lay the steps out one by one: fewer steps would need others.
+_LAID_OUT = ("sigmas", "timesteps")
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """One picture, and what was measured while it was drawn."""
+
+    picture: Image
+    timings: dict[str, float]
+    rows: list[Row]
+    peak_bytes: int | None
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.timings.values())
+
+
+def make(comparison: Comparison, folder: RunFolder, html: Path, tell: Tell) -> None:
+    """Draw what is missing, and write the reports of what is finished, however it ends; an interrupt is no exception.
+
+    Raises:
+        InputError: Baseline and model, or the machine, do not fit.
+        RunError: The model could not be loaded, or the baseline failed.
+    """
+    comparison.status, comparison.error = "running", None
+    try:
+        carry_out(comparison, folder.path, tell)
+    except KeyboardInterrupt:
+        comparison.finish("interrupted")
+    except BaseException as error:
+        comparison.finish("failed", pipeline.first_line(error))
+        with suppress(RunError):  # the first error is the one to tell
+            _conclude(comparison, folder, html)
+        raise
+    else:
+        failed = [entry.name for entry in comparison.entries if entry.error]
+        comparison.finish("failed" if failed else "done", f"failed: {', '.join(failed)}" if failed else None)
+    _conclude(comparison, folder, html)
+
+
+def _conclude(comparison: Comparison, folder: RunFolder, html: Path) -> None:
+    if not comparison.pictures:
+        folder.discard()
+        return
+    comparison.write(folder.path)
+    write_reports(comparison, folder.path, html)
+
+
+def carry_out(comparison: Comparison, folder: Path, tell: Tell) -> None:
+    """Draw what is missing of a comparison, and write it down after each picture.
+
+    A variant that fails keeps its error, and the others go on.
+
+    Raises:
+        InputError: Baseline and model, or the machine, do not fit.
+        RunError: The model could not be loaded, or the baseline failed.
+    """
+    _forget_lost(comparison, folder)
+    recipes = {entry.name: Recipe.model_validate(entry.recipe) for entry in comparison.entries}
+    device = pipeline.pick_device(recipes[comparison.baseline.name].model.device)
+    with pipeline.quiet():
+        _check_calls(recipes)
+        opened = open_model(recipes[comparison.baseline.name], device)
+        session = _Session(comparison, folder, opened, tell)
+        session.rounds("variant")
+        if comparison.fewer_steps:
+            _add_fewer_steps(comparison, opened)
+            tell("fewer steps at the same costs:")
+            session.rounds("fewer-steps")
+
+
+def _forget_lost(comparison: Comparison, folder: Path) -> None:
+    """Forget errors, and pictures that are no longer there: they are to be made now."""
+    for entry in comparison.entries:
+        entry.error = None
+        entry.trials = [trial for trial in entry.trials if (folder / trial.file).is_file()]
+    # What a baseline that is gone was compared with means nothing.
+    known = {trial.job for trial in comparison.baseline.trials}
+    for entry in comparison.entries[1:]:
+        entry.trials = [trial for trial in entry.trials if trial.job in known]
+
+
+def _check_calls(recipes: dict[str, Recipe]) -> None:
+    """Refuse arguments that the pipeline's call does not take, of any variant, before the weights are loaded."""
+    problems: dict[str, None] = {}
+    for recipe in recipes.values():
+        files = locate(recipe.model.id, recipe.model.revision)
+        cls = pipeline.call_class(files, recipe.model.pipeline, recipe.model.revision)
+        prompted = recipe.generate.all_prompts() != (None,)
+        try:
+            pipeline.check_arguments(cls, call_arguments(recipe), recipe.generate.extra, prompted)
+        except InputError as error:
+            problems.update(dict.fromkeys(str(error).splitlines()))
+    if problems:
+        raise InputError("\n".join(problems))
+
+
+def _add_fewer_steps(comparison: Comparison, opened: Opened) -> None:
+    """Add a row for each number of steps that costs what a variant costs, without caching."""
+    steps, baseline = comparison.baseline.steps, Recipe.model_validate(comparison.baseline.recipe)
+    laid_out = [name for name in _LAID_OUT if name in baseline.generate.extra]
+    if laid_out or steps is None or not pipeline.takes(type(opened.pipe), "num_inference_steps"):
+        why = f"generate.extra.{laid_out[0]} lays them out" if laid_out else "their number is not known"
+        comparison.note(f"no row has fewer steps: {why}")
+        return
+    costs: dict[int, list[str]] = {}
+    for entry in comparison.entries:
+        if entry.kind == "variant" and entry.trials and not entry.error:
+            cost = max(1, round((entry.steps or steps) * entry.computed_share))
+            if cost < steps:
+                costs.setdefault(cost, []).append(entry.name)
+    known = {entry.steps: entry for entry in comparison.entries if entry.kind == "fewer-steps"}
+    comparison.entries = [entry for entry in comparison.entries if entry.kind != "fewer-steps"]
+    for cost, names in sorted(costs.items(), reverse=True):
+        settings = baseline.generate.model_copy(update={"num_inference_steps": cost})
+        recipe = baseline.model_copy(update={"generate": settings})
+        entry = known.get(cost) or Entry(_name_of(cost), "fewer-steps", recipe.resolved(), cost)
+        entry.same_cost_as = names
+        comparison.entries.append(entry)
+
+
+def _name_of(steps: int) -> str:
+    return f"{steps} step{'s' if steps != 1 else ''}, no cache"
+
+
+class _Session:
+    """A comparison while its model is loaded."""
+
+    def __init__(self, comparison: Comparison, folder: Path, opened: Opened, tell: Tell) -> None:
+        self._comparison = comparison
+        self._folder = folder
+        self._opened = opened
+        self._tell = tell
+        self._judge = Judge()
+        if self._judge.note is not None:
+            comparison.note(self._judge.note)
+        self._begun = False
+        self._warm: Image | None = None  # the baseline's first picture, which has to come out the same again
+        self._found = environment(opened)
+        tell(f"loaded in {opened.seconds:.1f} s: {self._found['device']}, {self._found['dtype']}")
+        comparison.environment = comparison.environment or self._found
+
+    def rounds(self, kind: Kind) -> None:
+        """Draw what is missing of one kind of variants, prompt by prompt and seed by seed."""
+        for number, job in enumerate(self._comparison.jobs):
+            self._round(number, job, [entry for entry in self._comparison.entries if entry.kind == kind])
+
+    def _round(self, number: int, job: Job, entries: Sequence[Entry]) -> None:
+        baseline = self._comparison.baseline
+        missing = [entry for entry in entries if entry.error is None and entry.trial(number) is None]
+        known = baseline.trial(number)
+        if known is not None and not missing:
+            return
+        if not self._begun:
+            self._begin()
+        about = f"{number + 1}/{len(self._comparison.jobs)} seed {job.seed}" + (f": {job.prompt}" if job.prompt else "")
+        drawn = self._draw(baseline, job)
+        self._tell(f"{about}\n  {baseline.name}: {drawn.seconds:.2f} s")
+        if known is None:
+            known = self._keep(baseline, number, job, drawn, None)
+        if number == 0:
+            self._compare_twice(drawn.picture)
+        for entry in missing:
+            try:
+                trial = self._keep(entry, number, job, self._draw(entry, job), (known, drawn.seconds))
+            except CacheditError as error:
+                entry.error = str(error)
+                self._comparison.write(self._folder)
+                self._tell(f"  {entry.name}: failed: {error}")
+                continue
+            psnr = "identical" if trial.identical else f"{figures.number(trial.psnr, 1)} dB"
+            self._tell(f"  {entry.name}: {trial.seconds:.2f} s, {psnr}")
+
+    def _begin(self) -> None:
+        """Warm up; and say if what was drawn before was drawn elsewhere."""
+        before, now = self._comparison.environment, self._found
+        changed = [f"{key} {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key]]
+        if changed:
+            self._comparison.note(f"it was resumed in another environment: {', '.join(changed)}")
+        self._tell("warm-up: the baseline's first picture")
+        self._warm = self._draw(self._comparison.baseline, self._comparison.jobs[0]).picture
+        self._begun = True
+
+    def _draw(self, entry: Entry, job: Job) -> _Drawn:
+        import torch
+
+        recipe = Recipe.model_validate(entry.recipe)
+        arguments = call_arguments(recipe)
+        steps = arguments.get("num_inference_steps", pipeline.default_steps(type(self._opened.pipe)))
+        entry.steps = steps
+        opened, device = replace(self._opened, arguments=arguments, steps=steps), self._opened.device
+        on_cuda = device.type == "cuda"
+        with caching(recipe, opened) as log:
+            if on_cuda:
+                torch.cuda.reset_peak_memory_stats(device)
+            with timed(opened.pipe, device) as timings:
+                (picture,) = draw(opened, [job], None)
+            log.settle()
+        peak = torch.cuda.max_memory_allocated(device) if on_cuda else None
+        return _Drawn(picture.convert("RGB"), timings, log.rows, peak)
+
+    def _keep(self, entry: Entry, number: int, job: Job, drawn: _Drawn, against: tuple[Trial, float] | None) -> Trial:
+        """Measure a picture, save it and write everything down; ``against`` is the baseline's, with its seconds now."""
+        picture, rows = drawn.picture, drawn.rows
+        trial = Trial(
+            job=number,
+            file="",
+            width=picture.width,
+            height=picture.height,
+            seconds=drawn.seconds,
+            timings=drawn.timings,
+            computed=sum(row.computed for row in rows),
+            saved=sum(row.saved for row in rows),
+            forecast_error=_mean([row.audit for row in rows if row.audit is not None]),
+            peak_bytes=drawn.peak_bytes,
+            cache_bytes=_held(rows) if rows else None,
+            strips=_strips(rows),
+        )
+        if against is not None:
+            known, trial.baseline_seconds = against
+            scores = self._judge(picture, opened_picture(self._folder, known))
+            trial.identical = scores.psnr == float("inf")
+            trial.psnr = None if trial.identical else scores.psnr
+            trial.ssim, trial.lpips = scores.ssim, scores.lpips
+        trial.file = RunFolder(self._folder, entry.name).save_image(
+            picture, prompt=job.prompt, seed=job.seed, cachedit=self._comparison.cachedit, settings=entry.recipe
+        )
+        entry.trials.append(trial)
+        self._comparison.write(self._folder)
+        return trial
+
+    def _compare_twice(self, again: Image) -> None:
+        """Say how far the first picture is from the same one again."""
+        first, self._warm = self._warm, None
+        if first is None:
+            return
+        found = _apart(first, again, self._judge)
+        self._comparison.deterministic = found
+        if not found.identical:
+            text = (
+                "the baseline is not deterministic: the same prompt and seed drew another picture, "
+                f"{found.share:.1%} of the colour values differ, by up to {found.levels} of 255 "
+                f"(PSNR {figures.number(found.psnr, 1)} dB); "
+                "no variant can be told apart better than that"
+            )
+            self._comparison.note(text)
+            self._tell(text)
+
+
+def _apart(first: Image, again: Image, judge: Judge) -> Determinism:
+    if first.size != again.size:
+        raise RunError(f"the baseline drew {first.size} and then {again.size} pixels: nothing can be compared with it")
+    import numpy
+
+    levels = numpy.abs(numpy.asarray(first).astype(int) - numpy.asarray(again).astype(int))
+    if not levels.any():
+        return Determinism(identical=True)
+    psnr = judge(again, first).psnr
+    return Determinism(False, levels=int(levels.max()), share=float((levels > 0).mean()), psnr=psnr)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _held(rows: Sequence[Row]) -> int:
+    """Return the most that all contexts and branches held together."""
+    held: dict[tuple[str, str], int] = {}
+    most = 0
+    for row in rows:
+        held[row.context, row.branch] = row.bytes
+        most = max(most, sum(held.values()))
+    return most
+
+
+def _strips(rows: Sequence[Row]) -> list[Strip]:
+    found = []
+    for context in collect(rows):
+        for branch in context.branches:
+            thresholds = [row.threshold for row in branch.rows if row.threshold is not None]
+            differences = [row.diff for row in branch.rows]
+            marks = figures.strip(branch.rows)
+            found.append(Strip(context.name, branch.name, marks, differences, thresholds[-1] if thresholds else None))
+    return found
