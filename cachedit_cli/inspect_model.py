@@ -26,7 +26,7 @@ from .trace import Candidate, Trace, Watch, candidates
 
 __all__ = ["Inspection", "ListFacts", "ModelFacts", "Seen", "facts", "inspect"]
 
-_LARGEST = 100_000_000  # parameters of an instance that is made to be watched
+_LARGEST = 250_000_000  # parameters of an instance that is made to be watched
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from .errors import InputError
@@ -177,8 +178,11 @@ def _load() -> None:
 def load_plugin(path: str | Path) -> tuple[ModelAdapter, ...]:
     """Run a Python file that registers adapters, and return them. A file that has run already is not run again.
 
+    It may also only define a transformer, for models that name the file as the library of a part; ``auto`` finds the
+    block lists then.
+
     Raises:
-        InputError: The file is not there, raises, or registers nothing.
+        InputError: The file is not there, raises, or neither registers nor defines anything.
     """
     _load()
     file = Path(path).expanduser().resolve()
@@ -197,10 +201,20 @@ def load_plugin(path: str | Path) -> tuple[ModelAdapter, ...]:
         del sys.modules[spec.name]
         raise InputError(_where(path, file, error)) from error
     made = tuple(adapter for name, adapter in _registry.adapters.items() if name not in known[0])
-    if not made and known[1] == set(_registry.functions):
+    classes = [each for each in vars(module).values() if isinstance(each, type) and each.__module__ == spec.name]
+    if not made and known[1] == set(_registry.functions) and not any(hasattr(each, "forward") for each in classes):
         raise InputError(f"--plugin: {path}: registers no adapter; see cachedit_cli.registry.register")
+    _name(module, file)
     _registry.plugins[file] = made
     return made
+
+
+def _name(module: ModuleType, file: Path) -> None:
+    """Let a plugin be found under its own name too, as diffusers looks for the library of a part; nothing is hidden."""
+    if file.stem not in sys.modules:
+        other = importlib.util.find_spec(file.stem)
+        if other is None or other.origin == str(file):
+            sys.modules[file.stem] = module
 
 
 def _where(path: str | Path, file: Path, error: BaseException) -> str:
