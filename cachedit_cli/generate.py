@@ -201,6 +201,7 @@ def _spelled_out(recipe: Recipe, opened: Opened) -> Any:
         forward_pattern=[[pattern for _, pattern, _ in lists] for lists in parts.values()],
         params_modifiers=[[modifier for _, _, modifier in lists] for lists in parts.values()],
         chain=any(joined),
+        patch_functor=registry.functor(recipe.patch_functor)() if recipe.patch_functor is not None else None,
     )
 
 

@@ -141,6 +141,13 @@ def _unfit(tree: Node, recipe: Recipe) -> Iterator[Problem]:
     if recipe.adapter not in (None, "auto") and recipe.adapter not in registry.names():
         hint = nearest(recipe.adapter, [*registry.names(), "auto"])
         yield _at(tree, ("adapter",), f"no adapter is called {recipe.adapter!r} ({hint})")
+    if recipe.patch_functor is not None:
+        if not recipe.blocks:
+            yield _at(tree, ("patch_functor",), "goes with `blocks`; an adapter brings its own")
+        try:
+            registry.functor(recipe.patch_functor)
+        except InputError as error:
+            yield _at(tree, ("patch_functor",), str(error))
     steps = recipe.generate.num_inference_steps
     if steps is None or "strength" in recipe.generate.extra:  # which shortens the schedule
         return

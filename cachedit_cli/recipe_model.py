@@ -247,6 +247,11 @@ class Recipe(Section):
     blocks: Annotated[list[Blocks], Field(min_length=1)] = Field(
         default_factory=list, description="The lists of blocks, spelled out instead of `adapter`."
     )
+    patch_functor: _Text | None = Field(
+        None,
+        description="A registered PatchFunctor that makes the model fit before `blocks` are wrapped, by name; a plugin "
+        "registers it.",
+    )
     cache: Annotated[Cache, _A_CACHE] = Field(
         default_factory=_CACHE_KINDS["<DBCache>"], description="What is reused, and when."
     )

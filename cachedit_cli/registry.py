@@ -34,11 +34,13 @@ __all__ = [
     "all_adapters",
     "by_name",
     "find",
+    "functor",
     "load_plugin",
     "names",
     "origin",
     "problems",
     "register",
+    "register_functor",
 ]
 
 #: The oldest diffusers that is supported; has every class whose adapter does not name a newer one.
@@ -111,6 +113,7 @@ class ModelAdapter:
 class _Registry:
     adapters: dict[str, ModelAdapter] = field(default_factory=dict)  # by transformer class
     functions: dict[str, Callable[..., Any]] = field(default_factory=dict)  # by the name given
+    functors: dict[str, Callable[[], Any]] = field(default_factory=dict)  # by the name given
     origins: dict[str, str] = field(default_factory=dict)  # who registered what, by transformer class
     plugins: dict[Path, tuple[ModelAdapter, ...]] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)  # by entry point: what is wrong with it
@@ -138,6 +141,29 @@ def register(adapter: ModelAdapter) -> ModelAdapter:
         )
     _registry.origins[adapter.transformer] = _registry.origin
     return adapter
+
+
+def register_functor(name: str, make: Callable[[], Any]) -> None:
+    """Let recipes that spell out their ``blocks`` name a PatchFunctor: ``patch_functor: name``.
+
+    Raises:
+        InputError: The name is taken.
+    """
+    if _registry.functors.setdefault(name, make) is not make:
+        raise InputError(f"two patch functors are called {name!r}; there can only be one")
+
+
+def functor(name: str) -> Callable[[], Any]:
+    """Return what makes the PatchFunctor of a name.
+
+    Raises:
+        InputError: There is none; names those that there are.
+    """
+    _load()
+    if name not in _registry.functors:
+        known = ", ".join(sorted(_registry.functors)) or "none; a plugin registers one with register_functor"
+        raise InputError(f"no patch functor is called {name!r} (registered: {known})")
+    return _registry.functors[name]
 
 
 @contextlib.contextmanager
@@ -193,7 +219,7 @@ def load_plugin(path: str | Path) -> tuple[ModelAdapter, ...]:
         raise InputError(f"--plugin: {path}: no such Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where dataclasses of the plugin look for themselves
-    known = set(_registry.adapters), set(_registry.functions)
+    known = set(_registry.adapters), {*_registry.functions, *_registry.functors}
     try:
         with _registering(str(path)):
             spec.loader.exec_module(module)
@@ -202,7 +228,7 @@ def load_plugin(path: str | Path) -> tuple[ModelAdapter, ...]:
         raise InputError(_where(path, file, error)) from error
     made = tuple(adapter for name, adapter in _registry.adapters.items() if name not in known[0])
     classes = [each for each in vars(module).values() if isinstance(each, type) and each.__module__ == spec.name]
-    if not made and known[1] == set(_registry.functions) and not any(hasattr(each, "forward") for each in classes):
+    if not made and known[1] == {*_registry.functions, *_registry.functors} and not any(hasattr(each, "forward") for each in classes):
         raise InputError(f"--plugin: {path}: registers no adapter; see cachedit_cli.registry.register")
     _name(module, file)
     _registry.plugins[file] = made
