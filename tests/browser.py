@@ -10,8 +10,10 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO, RawIOBase
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -32,14 +34,22 @@ _SWITCHES = (
     "--metrics-recording-only",
     "--remote-debugging-pipe",
 )
+# Moves the pipes to the numbers that Chromium looks at, by way of numbers that are neither.
+_LAUNCHER = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
+for end, place in zip(ends, (3, 4)):
+    os.dup2(end, place)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 class Page:
     """One page: what it said to the console, and what it wanted from the network."""
 
-    def __init__(self, read: int, write: int) -> None:
-        self._read = os.fdopen(read, "rb", buffering=0)
-        self._write = os.fdopen(write, "wb", buffering=0)
+    def __init__(self, read: RawIOBase, write: RawIOBase) -> None:
+        self._read = read
+        self._write = write
         self._pending = b""
         self._number = 0
         self.said: list[str] = []
@@ -102,11 +112,6 @@ class Page:
             self.asked_for.append(about["request"]["url"].partition(",")[0])
         return message
 
-    def close(self) -> None:
-        """Close both ends, which ends the browser."""
-        self._read.close()
-        self._write.close()
-
 
 @contextmanager
 def browser() -> Iterator[Page]:
@@ -114,23 +119,22 @@ def browser() -> Iterator[Page]:
     assert CHROMIUM is not None
     theirs_in, ours_out = os.pipe()
     ours_in, theirs_out = os.pipe()
-    with TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        # The shell moves the pipes to the numbers that Chromium looks at.
-        command = f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}'
+    with (
+        TemporaryDirectory(ignore_cleanup_errors=True) as profile,
+        FileIO(ours_in, "r") as read,
+        FileIO(ours_out, "w") as write,
+    ):
+        arguments = [str(theirs_in), str(theirs_out), CHROMIUM, *_SWITCHES, f"--user-data-dir={profile}"]
         process = subprocess.Popen(
-            ["sh", "-c", command, CHROMIUM, *_SWITCHES, f"--user-data-dir={profile}"],
+            [sys.executable, "-c", _LAUNCHER, *arguments],
             pass_fds=(theirs_in, theirs_out),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
         os.close(theirs_in)
         os.close(theirs_out)
-        page = None
         try:
-            page = Page(ours_in, ours_out)
-            yield page
+            yield Page(read, write)
         finally:
-            if page is not None:
-                page.close()
             process.terminate()
             process.wait()
