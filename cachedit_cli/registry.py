@@ -228,7 +228,8 @@ def load_plugin(path: str | Path) -> tuple[ModelAdapter, ...]:
         raise InputError(_where(path, file, error)) from error
     made = tuple(adapter for name, adapter in _registry.adapters.items() if name not in known[0])
     classes = [each for each in vars(module).values() if isinstance(each, type) and each.__module__ == spec.name]
-    if not made and known[1] == {*_registry.functions, *_registry.functors} and not any(hasattr(each, "forward") for each in classes):
+    further = {*_registry.functions, *_registry.functors} - known[1]
+    if not made and not further and not any(hasattr(each, "forward") for each in classes):
         raise InputError(f"--plugin: {path}: registers no adapter; see cachedit_cli.registry.register")
     _name(module, file)
     _registry.plugins[file] = made

@@ -21,7 +21,7 @@ from cachedit_cli.generate import Outcome, generate
 from cachedit_cli.plan import Job
 from cachedit_cli.recipe import Override, load
 from cachedit_cli.runs import load as load_run
-from cachedit_cli.terms.stats import Row
+from cachedit_cli.terms.stats import ContextInfo, Row
 
 STEPS = 8
 
@@ -40,6 +40,9 @@ class Told:
 
     def begins(self, batch: Sequence[Job], steps: int | None) -> None:
         self.batches.append(batch)
+
+    def found(self, lists: Sequence[ContextInfo]) -> None:
+        self.lists = list(lists)
 
     def row(self, row: Row) -> None:
         self.rows.append(row)

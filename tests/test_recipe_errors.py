@@ -154,7 +154,7 @@ def test_a_file_that_is_no_recipe_at_all(content: str | bytes, expected: str) ->
         (
             HEAD + "zzz: 1\n",
             "r.yaml:4:1: zzz: unknown key (known here are version, name, description, model, adapter, "
-            "blocks, cache, calibrator, generate, output, extends)",
+            "blocks, patch_functor, cache, calibrator, generate, output, extends)",
         ),
         (
             HEAD + "Fn_compute_blocks: 1\n",
