@@ -34,7 +34,6 @@ app = typer.Typer(
 )
 recipes_app = typer.Typer(help="List the bundled recipes, or show one.", rich_markup_mode=None)
 app.add_typer(recipes_app, name="recipes")
-app.command()(compare)
 
 
 Plugins = Annotated[
@@ -159,6 +158,9 @@ def run(
         raise KeyboardInterrupt
 
 
+app.command()(compare)
+
+
 @app.command()
 def stats(
     run: Annotated[str | None, typer.Argument(help="A run's folder or file; the newest run if left out.")] = None,
@@ -281,7 +283,7 @@ def models(
     as_json: Annotated[bool, typer.Option("--json", help="Write one JSON document to stdout.")] = False,
     plugins: Plugins = None,
 ) -> None:
-    """List the models that have an adapter: block lists, patterns, guidance, recipes."""
+    """List the models that have an adapter."""
     from .files import readable_json
     from .listing import models_json, models_table
     from .screen import console, show
@@ -303,7 +305,7 @@ def inspect_model(
     plugins: Plugins = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Show how a model's blocks are called, what they hand on, and how they would be cached."""
+    """Show how a model's blocks work, and how to cache them."""
     from .files import readable_json
     from .inspect_model import inspect
     from .inspect_real import inspect_real

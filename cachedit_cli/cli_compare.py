@@ -55,7 +55,7 @@ def compare(
     ),
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Compare variants with the baseline: what they save, and what they change in the pictures."""
+    """Compare variants: what they save, and what it costs."""
     from . import compare as preparing
     from .compare_run import make
     from .files import readable_json
