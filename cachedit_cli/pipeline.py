@@ -7,12 +7,16 @@ Torch and diffusers are imported by the functions that need them.
 from __future__ import annotations
 
 import difflib
+import importlib.metadata
+import importlib.util
 import inspect
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import CacheditError, InputError, RunError
@@ -28,6 +32,7 @@ __all__ = [
     "block_list",
     "call_class",
     "check_arguments",
+    "check_name",
     "default_steps",
     "first_line",
     "load",
@@ -107,10 +112,31 @@ def call_class(files: ModelFiles, asked: str | None, revision: str | None) -> ty
     found = getattr(diffusers, name, None)
     if isinstance(found, type) and issubclass(found, diffusers.DiffusionPipeline):
         return found
-    near = difflib.get_close_matches(name, [each for each in dir(diffusers) if each.endswith("Pipeline")], n=1)
+    raise InputError(_no_pipeline(name, files, asked))
+
+
+def check_name(files: ModelFiles, asked: str | None) -> None:
+    """Refuse a pipeline class that the installed diffusers does not have, as far as its list of names tells.
+
+    That list is read, not run: importing it would take torch along.
+    """
+    name = asked or files.pipeline
+    if name is not None and name not in _names():
+        raise InputError(_no_pipeline(name, files, asked))
+
+
+def _no_pipeline(name: str, files: ModelFiles, asked: str | None) -> str:
+    near = difflib.get_close_matches(name, [each for each in _names() if each.endswith("Pipeline")], n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     where = "model.pipeline" if asked else f"model.id: {files.id}"
-    raise InputError(f"{where}: diffusers {diffusers.__version__} has no pipeline {name!r}{hint}")
+    return f"{where}: diffusers {importlib.metadata.version('diffusers')} has no pipeline {name!r}{hint}"
+
+
+def _names() -> list[str]:
+    """Return the names of classes in diffusers' table of what it imports on demand."""
+    spec = importlib.util.find_spec("diffusers")
+    source = Path(spec.origin).read_text(encoding="utf-8") if spec is not None and spec.origin else ""
+    return sorted(set(re.findall(r'"([A-Z]\w+)"', source)))
 
 
 def check_arguments(pipeline: type[Any], arguments: Mapping[str, Any], extra: Iterable[str], prompted: bool) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from . import demo, registry
 from .errors import InputError
 from .models import ModelFiles, locate
+from .pipeline import check_name
 from .recipe import Recipe
 from .registry import BlockList, ModelAdapter
 from .report import Plan
@@ -118,9 +119,10 @@ def build(recipe: Recipe) -> Plan:
     """Return the plan of a run.
 
     Raises:
-        InputError: Recipe, model and adapter do not fit together, as far as that is known without weights.
+        InputError: Recipe, model, pipeline and adapter do not fit together, as far as that is known without weights.
     """
     files = locate(recipe.model.id, recipe.model.revision)
+    check_name(files, recipe.model.pipeline)
     arguments = call_arguments(recipe)
     steps = arguments.get("num_inference_steps")
     used = adapters(recipe, files)
