@@ -186,7 +186,8 @@ def test_auto_takes_the_adapter_of_a_registered_class_and_says_so() -> None:
 
 
 def test_a_model_without_a_transformer_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "model_index.json").write_text('{"_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}')
+    index = {"_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(InputError) as caught:
         planned(f"model.id={tmp_path}", "adapter=auto")
     assert str(caught.value) == (
@@ -196,9 +197,7 @@ def test_a_model_without_a_transformer_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_pipeline_that_diffusers_has_not_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
-    with pytest.raises(
-        InputError, match=r"^model\.pipeline: diffusers [0-9.]+ has no pipeline 'FluxPipline' \(did"
-    ):
+    with pytest.raises(InputError, match=r"^model\.pipeline: diffusers [0-9.]+ has no pipeline 'FluxPipline' \(did"):
         planned("model.pipeline=FluxPipline")
     assert planned("model.pipeline=FluxImg2ImgPipeline").pipeline == "FluxImg2ImgPipeline"
 
