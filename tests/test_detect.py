@@ -19,7 +19,7 @@ from cachedit_cli.terms.pattern import ForwardPattern, Streams, as_streams
 from cachedit_cli.trace import Trace, Watch, candidates
 from tests.tiny import PATTERNS, STYLES, TinyTransformer, computing, controls_like, run, snapshot, times, walk
 from tests.tiny import adapter as by_hand
-from tests.tiny_models import TINY
+from tests.tiny_models import TINY, tensors
 
 P0, P1, P2, P3, P4, P5 = PATTERNS
 EAGER = DBCacheConfig(Fn_compute_blocks=1, max_warmup_steps=2, residual_diff_threshold=0.5)
@@ -223,6 +223,24 @@ def test_auto_decides_and_computes_as_if_the_lists_had_been_named(pattern: Forwa
     for ours, theirs in zip(result, expected, strict=True):
         assert torch.equal(ours, theirs)
     assert snapshot(model) == before
+
+
+@pytest.mark.parametrize("name", [name for name in TINY if name != "sd3_skip_layers"])
+@pytest.mark.filterwarnings("ignore")
+def test_what_auto_reuses_at_constant_input_is_what_would_be_computed(name: str) -> None:
+    """With every class of diffusers, as if nobody had registered it."""
+    tiny = TINY[name]
+    if not tiny.available:
+        pytest.skip(f"this diffusers has no {tiny.class_name}")
+    model, inputs = tiny.build(), tiny.inputs()
+    always = DBCacheConfig(Fn_compute_blocks=1, max_warmup_steps=0, residual_diff_threshold=1.0, num_inference_steps=4)
+    with torch.no_grad():
+        expected = list(tensors(model(**inputs)))
+        with cached(BlockAdapter(transformer=model, auto=True), always) as cache:
+            for _ in range(4):
+                for ours, theirs in zip(tensors(model(**inputs)), expected, strict=True):
+                    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert sum(row.saved for row in cache.log.rows) > 0
 
 
 def test_the_first_forward_counts_as_computed_and_is_not_learned_from() -> None:
