@@ -1,6 +1,6 @@
 """Draws docs/images/demo.png: the same prompts and seeds without caching (above) and with the demo recipe's (below).
 
-    python tools/readme_picture.py
+python tools/readme_picture.py
 """
 
 from __future__ import annotations
