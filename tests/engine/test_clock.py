@@ -528,3 +528,13 @@ def test_a_model_that_calls_itself_is_one_forward() -> None:
         with install(adapter(alone), EAGER):
             expected = run(alone, [sample[half : half + 1] for sample in samples], COND)
         assert all(torch.allclose(a[half], b[0], atol=1e-6) for a, b in zip(outputs, expected, strict=True))
+
+
+def test_branches_without_end_begin_another_generation_where_no_pipeline_bounds_it() -> None:
+    """Requests of a single step, one after another at the same time, each with a text of its own."""
+    model = TinyTransformer(P1)
+    with install(adapter(model), EAGER) as cache:
+        make(model, [Call(500.0, walk(1, seed=seed)[0], context(seed)) for seed in range(20)])
+        rows = cache.log.rows
+        assert all(row.reason == "no-history" for row in rows)
+        assert [row.generation for row in rows] == [0] * 16 + [1] * 4

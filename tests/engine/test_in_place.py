@@ -35,6 +35,23 @@ class AddingLoop(TinyTransformer):
         return h
 
 
+class LateLoop(AddingLoop):
+    """Begins to change states in place in mid-run."""
+
+    late = False
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        timestep: Any = None,
+        encoder_hidden_states: Tensor | None = None,
+        controls: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        if self.late:
+            return super().forward(hidden_states, timestep, encoder_hidden_states, controls)
+        return TinyTransformer.forward(self, hidden_states, timestep, encoder_hidden_states)
+
+
 class AddingBlock(NamedBlock):
     """Changes its input in place and returns it."""
 
@@ -71,6 +88,26 @@ def test_additions_in_place_between_blocks_are_counted_once(
     for expected, output in zip(plain, outputs, strict=True):
         torch.testing.assert_close(output, expected)
     assert torch.equal(samples[0], walk(1)[0])
+
+
+def test_what_was_learned_while_states_changed_in_place_for_the_first_time_is_not_used() -> None:
+    model = LateLoop(ForwardPattern.Pattern_1)
+    controls, samples = controls_like(model), walk(1) * STEPS
+    config = DBCacheConfig(
+        Fn_compute_blocks=1,
+        max_warmup_steps=2,
+        residual_diff_threshold=1.0,
+        num_inference_steps=STEPS,
+    )
+    with install(adapter(model), config) as cache:
+        run(model, samples[:1], schedule=[None], controls=controls)
+        model.late = True
+        outputs = run(model, samples[1:], schedule=[None] * 3, controls=controls)
+    plain = run(model, samples[1:], schedule=[None] * 3, controls=controls)
+    assert [row.reason for row in cache.log.rows] == ["no-history", "warmup", "no-history", "threshold"]
+    assert [reset.reason for reset in cache.log.resets] == ["the states in front of the middle were changed in place"]
+    for expected, output in zip(plain, outputs, strict=True):
+        torch.testing.assert_close(output, expected)
 
 
 @pytest.mark.parametrize("config", [settings(1, 0), settings(2, 1), DBPruneConfig(2, 1, 1.0, 0, num_inference_steps=4)])
