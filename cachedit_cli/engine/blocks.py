@@ -63,13 +63,13 @@ class BlockCache(Runner[BlockContext]):
         super().drop(generation, step, reason)
         self._base, self._held, self._forecast, self._shared = {}, None, None, None
 
-    def end(self) -> None:
+    def _close(self) -> None:
         if self._held is not None:
             raise RunError(
                 f"{self.unit.name}: the model left out the last of the blocks that were to be reused, so that the "
                 "forecast could not be put in; run this model without caching, or with a PatchFunctor"
             )
-        super().end()
+        super()._close()
 
     # ---- the calls that stand in for the blocks' own
 
