@@ -39,7 +39,13 @@ def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=_interruptible,
     )
+
+
+def _interruptible() -> None:
+    """Hear Ctrl-C also where the tests run in the background of a shell, which passes on that it is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def refused(arguments: Sequence[str], folder: Path, caught: CAUGHT) -> tuple[int, str]:
