@@ -19,6 +19,7 @@ from .compare_report import write_reports
 from .contact_sheet import opened as opened_picture
 from .errors import CacheditError, InputError, RunError
 from .generate import Opened, caching, draw, environment, open_model
+from .media import Pictures
 from .metrics import Judge
 from .models import locate
 from .plan import Job, call_arguments
@@ -231,10 +232,12 @@ class _Session:
             if on_cuda:
                 torch.cuda.reset_peak_memory_stats(device)
             with timed(opened.pipe, device) as timings:
-                (picture,) = draw(opened, [job], None)
+                (product,) = draw(opened, [job], None)
             log.settle()
         peak = torch.cuda.max_memory_allocated(device) if on_cuda else None
-        return _Drawn(picture.convert("RGB"), timings, log.rows, peak)
+        if not isinstance(product, Pictures):
+            raise InputError(f"{type(opened.pipe).__name__} makes no pictures, and only pictures can be compared")
+        return _Drawn(product.images[0].convert("RGB"), timings, log.rows, peak)
 
     def _keep(self, entry: Entry, number: int, job: Job, drawn: _Drawn, against: tuple[Trial, float] | None) -> Trial:
         """Measure a picture, save it and write everything down; ``against`` is the baseline's, with its seconds now."""
@@ -259,8 +262,13 @@ class _Session:
             trial.identical = scores.psnr == float("inf")
             trial.psnr = None if trial.identical else scores.psnr
             trial.ssim, trial.lpips = scores.ssim, scores.lpips
-        trial.file = RunFolder(self._folder, entry.name).save_image(
-            picture, prompt=job.prompt, seed=job.seed, cachedit=self._comparison.cachedit, settings=entry.recipe
+        (trial.file,) = RunFolder(self._folder, entry.name).save(
+            Pictures([picture]),
+            "png",
+            prompt=job.prompt,
+            seed=job.seed,
+            cachedit=self._comparison.cachedit,
+            settings=entry.recipe,
         )
         entry.trials.append(trial)
         self._comparison.write(self._folder)

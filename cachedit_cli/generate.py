@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from . import pipeline, registry
+from . import media, pipeline, registry
 from .errors import CacheditError, InputError, RunError
 from .models import locate
 from .plan import Job, adapters, call_arguments, found_later, jobs
@@ -26,6 +26,9 @@ from .timing import timed
 
 if TYPE_CHECKING:
     import torch
+
+    from .media import Product
+    from .recipe_model import Output
 
 __all__ = ["Opened", "Outcome", "Watcher", "caching", "draw", "environment", "generate", "open_model"]
 
@@ -69,6 +72,8 @@ class Opened:
         arguments: What each call gets, besides prompt and seed.
         steps: Denoising steps, also where the pipeline's default counts.
         seconds: How long loading took.
+        output: How what it makes is written.
+        fps: Frames of a video that are shown a second.
     """
 
     pipe: Any
@@ -77,6 +82,8 @@ class Opened:
     arguments: Mapping[str, Any]
     steps: int | None
     seconds: float
+    output: Output
+    fps: float
 
 
 def generate(recipe: Recipe, *, command: Sequence[str], version: str, watcher: Watcher) -> Outcome:
@@ -138,10 +145,12 @@ def open_model(recipe: Recipe, device: torch.device) -> Opened:
     cls = pipeline.call_class(files, model.pipeline, model.revision)
     prompted = recipe.generate.all_prompts() != (None,)
     pipeline.check_arguments(cls, arguments, recipe.generate.extra, prompted)
+    media.check_output(recipe.output, cls, arguments)
+    fps = recipe.output.fps or pipeline.frame_rate(cls, arguments)
     started = time.perf_counter()
     pipe = pipeline.load(files, cls, model, device, dtype)
     steps = arguments.get("num_inference_steps", pipeline.default_steps(cls))
-    return Opened(pipe, device, dtype, arguments, steps, time.perf_counter() - started)
+    return Opened(pipe, device, dtype, arguments, steps, time.perf_counter() - started, recipe.output, fps)
 
 
 @contextmanager
@@ -225,7 +234,7 @@ def _make(
     known = len(record.log.rows)
     try:
         with timed(opened.pipe, opened.device) as seconds:
-            pictures = draw(opened, batch, None if record.log.contexts else watcher.row)
+            made = draw(opened, batch, None if record.log.contexts else watcher.row)
     except BaseException:
         del record.log.rows[known:]  # the record is about pictures that were finished
         raise
@@ -234,35 +243,38 @@ def _make(
     whole = sum(seconds.values())
     rows = record.log.rows[known:]
     negative = opened.arguments.get("negative_prompt")
-    for job, picture in zip(batch, pictures, strict=True):
-        file = folder.save_image(
-            picture,
+    for job, product in zip(batch, made, strict=True):
+        files = folder.save(
+            product,
+            media.pick_format(product, opened.output, type(opened.pipe).__name__),
             prompt=job.prompt,
             negative_prompt=negative,
             seed=job.seed,
             cachedit=record.cachedit,
             settings=record.recipe,
+            quality=opened.output.quality,
         )
         record.images.append(
             Image(
-                file=file,
+                file=files[0],
                 prompt=job.prompt,
                 negative_prompt=negative,
                 seed=job.seed,
-                width=picture.width,
-                height=picture.height,
                 steps=opened.steps,
                 seconds=whole / len(batch),
                 timings=seconds,
                 generation=rows[0].generation if rows else number,
+                others=files[1:],
+                **media.about(product),
             )
         )
     folder.write(record)
-    watcher.saved([folder.path / image.file for image in record.images[-len(batch) :]], whole)
+    saved = [name for image in record.images[-len(batch) :] for name in (image.file, *image.others)]
+    watcher.saved([folder.path / name for name in saved], whole)
 
 
-def draw(opened: Opened, batch: Sequence[Job], on_step: Callable[[Row], None] | None) -> list[Any]:
-    """Call the pipeline for a batch and return its pictures; ``on_step`` is told of steps that no decision tells of."""
+def draw(opened: Opened, batch: Sequence[Job], on_step: Callable[[Row], None] | None) -> list[Product]:
+    """Call the pipeline for a batch and return what it made; ``on_step`` hears of steps that no decision tells of."""
     import torch
 
     # On the CPU and one a picture: the same noise on every device and in every batch.
@@ -279,6 +291,9 @@ def draw(opened: Opened, batch: Sequence[Job], on_step: Callable[[Row], None] | 
             on_step(Row(0, step, "transformer", "baseline", "compute", "not cached"))
         return tensors
 
+    latent = opened.output.type == "latent"
+    if latent:
+        given["output_type"] = "latent"
     name = type(opened.pipe).__name__
     if on_step is not None and pipeline.takes(type(opened.pipe), "callback_on_step_end"):
         given["callback_on_step_end"] = step_ends
@@ -297,10 +312,7 @@ def draw(opened: Opened, batch: Sequence[Job], on_step: Callable[[Row], None] | 
         if any(frame.name == "check_inputs" for frame in frames):
             raise InputError(f"generate: {name} refuses its arguments: {said}") from error
         raise RunError(f"{name} failed: {said}") from error
-    pictures = getattr(result, "images", None)
-    if not isinstance(pictures, list) or len(pictures) != len(batch):
-        raise RunError(f"{name} did not return a picture for each prompt, and nothing else can be saved yet")
-    return pictures
+    return media.products(result, len(batch), opened.pipe, fps=opened.fps, latent=latent)
 
 
 def environment(opened: Opened) -> dict[str, Any]:

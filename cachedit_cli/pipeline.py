@@ -35,6 +35,7 @@ __all__ = [
     "check_name",
     "default_steps",
     "first_line",
+    "frame_rate",
     "load",
     "pick_device",
     "pick_dtype",
@@ -177,6 +178,16 @@ def default_steps(pipeline: type[Any]) -> int | None:
     """Return the number of steps that the pipeline's call takes when it is not told."""
     parameter = inspect.signature(pipeline.__call__).parameters.get("num_inference_steps")
     return parameter.default if parameter is not None and isinstance(parameter.default, int) else None
+
+
+def frame_rate(pipeline: type[Any], arguments: Mapping[str, Any]) -> float:
+    """Return how many frames a second a pipeline's video is made for: what its call is told, or else 16."""
+    parameters = inspect.signature(pipeline.__call__).parameters
+    for name in ("frame_rate", "fps"):
+        given = arguments.get(name, parameters[name].default if name in parameters else None)
+        if isinstance(given, (int, float)) and given > 0:
+            return float(given)
+    return 16.0
 
 
 def load(files: ModelFiles, pipeline: type[Any], model: Model, device: torch.device, dtype: torch.dtype) -> Any:

@@ -222,12 +222,30 @@ class Generate(Section):
 
 
 class Output(Section):
-    """Where the images go."""
+    """Where the pictures, videos and sounds go, and how they are written."""
 
     dir: _Text = Field(
         default="outputs", description="Folder in which each run makes its own; relative to where you are."
     )
-    format: Literal["png"] = Field(default="png", description="Format of the images.")
+    type: Literal["media", "latent"] = Field(
+        default="media",
+        description="`media` is what the pipeline makes, `latent` the latents that would be decoded into it.",
+    )
+    format: Literal["png", "jpeg", "webp", "mp4", "wav", "safetensors"] | None = Field(
+        default=None,
+        description="Pictures: `png` (if unset), `jpeg`, `webp`. Video: `mp4` (if unset; extra `video`), or animated "
+        "`webp`, which is what is written without the extra. Sound: `wav`. Latents: `safetensors`.",
+    )
+    quality: Annotated[int, Field(ge=1, le=100)] | None = Field(
+        default=None,
+        description="Of `jpeg`, `webp` (100 is without loss) and `mp4`, from 1 to 100; unset is 90, for `mp4` 65 "
+        "(CRF 18).",
+    )
+    fps: Annotated[float, Field(gt=0, le=240)] | None = Field(
+        default=None,
+        description="Frames of a video that are shown a second; unset is the `frame_rate` or `fps` of the pipeline's "
+        "call, and else 16.",
+    )
 
 
 class Recipe(Section):
@@ -259,7 +277,7 @@ class Recipe(Section):
         default=None, description="How that which is reused is forecast; unset is `hold`."
     )
     generate: Generate = Field(description="What is drawn, and with which arguments of the pipeline.")
-    output: Output = Field(default_factory=Output, description="Where the images go.")
+    output: Output = Field(default_factory=Output, description="Where what is made goes, and how it is written.")
 
     def cache_config(self, steps: int | None, defaults: CacheConfig | None = None) -> AnyCacheConfig | None:
         """Return the engine's settings, or None for type `none`; bins of a mask are laid out over ``steps``.

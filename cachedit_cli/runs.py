@@ -1,6 +1,6 @@
-"""Runs on disk: a folder with the pictures and ``run.json``, written whole or not at all, and read back with care.
+"""Runs on disk: a folder with what was made and ``run.json``, written whole or not at all, and read back with care.
 
-Knows no torch and no models; Pillow is imported only to save a picture. docs/run-json.md describes the file.
+Knows no torch and no models; what a product looks like as bytes, ``encode`` knows. docs/run-json.md describes the file.
 """
 
 from __future__ import annotations
@@ -11,16 +11,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import InputError, RunError
-from .files import readable_json, reason, slug, storable, write_whole
+from .files import readable_json, reason, slug, write_whole
 from .terms.stats import ContextInfo, ContextStats, DecisionLog, Reset, Row, collect
 
 if TYPE_CHECKING:
-    from PIL.Image import Image as Picture
+    from .media import Product
 
 __all__ = ["SCHEMA", "Facts", "Image", "Record", "Run", "RunFolder", "Status", "load"]
 
@@ -38,25 +37,34 @@ def _now() -> str:
 
 @dataclass
 class Image:
-    """One picture of a run. Unknown is None.
+    """One product of a run: a picture, or a video, a sound or latents. Unknown, or not there, is None.
 
     Attributes:
         file: Name in the run's folder.
-        seconds: Wall time of its pipeline call, divided by the pictures that the call made.
+        width: Pixels, as ``height``, of pictures and video.
+        seconds: Wall time of its pipeline call, divided by the products that the call made.
         timings: Seconds of the call's parts: ``text``, ``denoise``, ``decode``.
         generation: The call's number in the log.
+        others: Further files of the same product: layers, or the sound of a video whose format has none.
+        frames: Of a video; ``fps`` of them are shown a second.
+        sampling_rate: Samples a second of its sound.
     """
 
     file: str
     prompt: str | None
     seed: int
-    width: int
-    height: int
+    width: int | None
+    height: int | None
     negative_prompt: str | None = None
     steps: int | None = None
     seconds: float | None = None
     timings: dict[str, float] = field(default_factory=dict)
     generation: int = 0
+    kind: Literal["image", "video", "audio", "latents"] = "image"
+    others: list[str] = field(default_factory=list)
+    frames: int | None = None
+    fps: float | None = None
+    sampling_rate: int | None = None
 
 
 @dataclass
@@ -72,7 +80,7 @@ class Facts:
         error: Why it failed.
         started: ISO 8601 with the offset to UTC; so is ``finished``.
         timings: Seconds of the whole run: ``load``, ``text``, ``denoise``, ``decode``, ``total``.
-        images: Pictures that are finished.
+        images: What is finished: pictures, video, sound, latents.
     """
 
     cachedit: str
@@ -141,27 +149,31 @@ class RunFolder:
             else:
                 return cls(path, recipe_name)
 
-    def save_image(
+    def save(
         self,
-        image: Picture,
+        product: Product,
+        form: str,
         *,
         prompt: str | None,
         seed: int,
         cachedit: str,
         negative_prompt: str | None = None,
         settings: Mapping[str, Any] | None = None,
-    ) -> str:
-        """Save a picture as PNG, with what made it in its text chunks, and return its file name.
+        quality: int | None = None,
+    ) -> list[str]:
+        """Save a product with what made it inside, and return the names of its files, the main one first.
 
         Args:
-            image: The picture.
+            product: Pictures, video, sound or latents.
+            form: The format, one that the kind of product has.
             prompt: Its prompt; None where the pipeline takes none.
             seed: Its seed.
             cachedit: Version of cachedit.
             negative_prompt: What it should not show.
-            settings: Further facts, kept as JSON in the chunk ``settings``.
+            settings: Further facts, kept as JSON.
+            quality: 1 to 100, for formats with loss; None is the format's default.
         """
-        from PIL.PngImagePlugin import PngInfo
+        from .encode import encoded
 
         facts = {
             "Software": f"cachedit {cachedit}",
@@ -171,20 +183,18 @@ class RunFolder:
             "seed": str(seed),
             "settings": readable_json(settings or {}).rstrip(),
         }
-        chunks = PngInfo()
-        for key, value in facts.items():
-            if value is not None:
-                chunks.add_itxt(key, storable(value))
-        data = BytesIO()
-        image.save(data, format="PNG", pnginfo=chunks)
+        known = {key: value for key, value in facts.items() if value is not None}
         parts = [slug(self._recipe) or "run", slug(prompt or ""), f"s{seed}"]
-        stem = name = "-".join(part for part in parts if part)
-        number = 1
-        while (self.path / f"{name}.png").exists():
-            number += 1
-            name = f"{stem}-{number}"
-        write_whole(self.path / f"{name}.png", data.getvalue())
-        return f"{name}.png"
+        stem = "-".join(part for part in parts if part)
+        saved = []
+        for suffix, data in encoded(product, form, quality, known):
+            name, number = f"{stem}{suffix}", 1
+            while (self.path / name).exists():
+                number += 1
+                name = f"{stem}-{number}{suffix}"
+            write_whole(self.path / name, data)
+            saved.append(name)
+        return saved
 
     def write(self, record: Record) -> Path:
         """Write ``run.json``, replacing the earlier one at once."""

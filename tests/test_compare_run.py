@@ -23,6 +23,7 @@ from cachedit_cli.compare_record import Comparison, Entry, read
 from cachedit_cli.engine.install import installed
 from cachedit_cli.errors import RunError
 from cachedit_cli.generate import Opened, draw
+from cachedit_cli.media import Pictures
 from cachedit_cli.plan import Job
 from cachedit_cli.runs import RunFolder
 from cachedit_cli.terms.stats import Row
@@ -66,8 +67,10 @@ class Watched:
         (job,) = batch
         cached = installed(opened.pipe.transformer) is not None
         self.calls.append((job.prompt, job.seed, opened.steps, cached))
-        (picture,) = self._real(opened, batch, on_step)
-        return [picture if self._after is None else self._after(len(self.calls) - 1, picture)]
+        (product,) = self._real(opened, batch, on_step)
+        if self._after is None or not isinstance(product, Pictures):
+            return [product]
+        return [Pictures([self._after(len(self.calls) - 1, product.images[0])])]
 
 
 def prepared(folder: Path, *vary: str, seeds: str = "3,4", fewer_steps: bool = True) -> tuple[Comparison, RunFolder]:

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as Pictures
 
+from cachedit_cli import media
 from cachedit_cli.errors import InputError, RunError
 from cachedit_cli.files import readable_json, slug
 from cachedit_cli.runs import Facts, Image, Record, Run, RunFolder, load
@@ -115,8 +116,9 @@ def test_discarding_removes_only_an_empty_folder(tmp_path: Path) -> None:
 
 def test_a_picture_carries_what_made_it_in_its_text_chunks(tmp_path: Path) -> None:
     folder = RunFolder.create("demo", tmp_path, NOON)
-    name = folder.save_image(
-        picture(),
+    (name,) = folder.save(
+        media.Pictures([picture()]),
+        "png",
         prompt="a red heart ❤ 猫",
         seed=7,
         cachedit="1.2.3",
@@ -142,7 +144,7 @@ def test_a_picture_carries_what_made_it_in_its_text_chunks(tmp_path: Path) -> No
 def test_pictures_are_named_by_recipe_prompt_and_seed_and_never_overwrite_each_other(tmp_path: Path) -> None:
     folder = RunFolder.create("demo", tmp_path, NOON)
     names = [
-        folder.save_image(picture(), prompt=prompt, seed=seed, cachedit="1")
+        name
         for prompt, seed in [
             ("A red heart!", 0),
             ("A red heart!", 1),
@@ -151,6 +153,7 @@ def test_pictures_are_named_by_recipe_prompt_and_seed_and_never_overwrite_each_o
             (None, 5),
             ("...", 5),
         ]
+        for name in folder.save(media.Pictures([picture()]), "png", prompt=prompt, seed=seed, cachedit="1")
     ]
     assert names == [
         "demo-a-red-heart-s0.png",
@@ -165,7 +168,7 @@ def test_pictures_are_named_by_recipe_prompt_and_seed_and_never_overwrite_each_o
 
 def test_a_prompt_that_is_no_valid_text_is_saved_all_the_same(tmp_path: Path) -> None:
     folder = RunFolder.create("demo", tmp_path, NOON)
-    name = folder.save_image(picture(), prompt="caf\udce9 ok", seed=0, cachedit="1")
+    (name,) = folder.save(media.Pictures([picture()]), "png", prompt="caf\udce9 ok", seed=0, cachedit="1")
     assert name == "demo-caf-ok-s0.png"
     with Pictures.open(folder.path / name) as opened:
         assert opened.info["prompt"] == "caf? ok"
@@ -298,13 +301,15 @@ def test_a_full_disk_is_named_and_leaves_the_earlier_record_whole(tmp_path: Path
 import resource, sys
 from pathlib import Path
 from PIL import Image
+from cachedit_cli import media
 from cachedit_cli.errors import RunError
 from cachedit_cli.runs import Record, RunFolder
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 folder = RunFolder(Path(sys.argv[1]), "demo")
+noise = media.Pictures([Image.effect_noise((64, 64), 50)])
 for attempt in (
     lambda: folder.write(Record("1", {"name": "x" * 500})),
-    lambda: folder.save_image(Image.effect_noise((64, 64), 50), prompt="noise", seed=0, cachedit="1"),
+    lambda: folder.save(noise, "png", prompt="noise", seed=0, cachedit="1"),
 ):
     try:
         attempt()
