@@ -13,15 +13,16 @@ class Stopwatch:
     """Milliseconds from its making to ``stop``: by events on CUDA, which does not wait, else by the wall clock."""
 
     def __init__(self, device: torch.device | None) -> None:
-        self._events: list[torch.Event] = []
+        self._events: list[torch.cuda.Event] = []
+        self._device = device
         self.on_device = device is not None and device.type == "cuda"
         self._started = self._stopped = time.perf_counter()
         if self.on_device:
             self._mark()
 
     def _mark(self) -> None:
-        event = torch.Event("cuda", enable_timing=True)
-        event.record()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self._device))  # of the work's device, which need not be the current one
         self._events.append(event)
 
     def stop(self) -> None:
