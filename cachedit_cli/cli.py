@@ -110,6 +110,7 @@ def run(
     """Generate what a recipe asks for, and show what caching saved."""
     from . import plan, report
     from .files import readable_json
+    from .progress import failures
     from .recipe import Override, load
     from .screen import Screen, console, show, tables
 
@@ -142,7 +143,7 @@ def run(
         show(on, report.plan(planned))
         if dry_run:
             return
-        from .generate import generate
+        from .run import generate
 
         with Screen(on) as screen:
             outcome = generate(loaded, command=["cachedit", *sys.argv[1:]], version=__version__, watcher=screen)
@@ -156,6 +157,9 @@ def run(
         kept = f", kept in {outcome.folder}" if record.images else ""
         tell(f"{len(record.images)} of {planned.images} pictures were finished{kept}")
         raise KeyboardInterrupt
+    if record.failures:
+        tell(failures(record))
+        raise typer.Exit(1)
 
 
 app.command()(compare)

@@ -16,6 +16,7 @@ from . import plan
 from .compare_record import Comparison, Entry, read
 from .errors import InputError
 from .files import reason
+from .jobs import jobs
 from .recipe import Override, Recipe, load
 
 __all__ = [
@@ -103,7 +104,7 @@ def prepare(
         cachedit=version,
         name=first.name,
         command=list(command),
-        jobs=plan.jobs(first),
+        jobs=jobs(first),
         entries=entries,
         fewer_steps=fewer_steps,
     )

@@ -17,8 +17,8 @@ from typing import Any, Literal, TypeVar
 
 from .errors import InputError
 from .files import readable_json, reason, write_whole
+from .jobs import Job
 from .metrics import pooled_psnr
-from .plan import Job
 from .runs import Status
 
 __all__ = ["FILE", "SCHEMA", "Comparison", "Determinism", "Entry", "Kind", "Strip", "Summary", "Trial", "read"]

@@ -19,10 +19,11 @@ from .compare_report import write_reports
 from .contact_sheet import opened as opened_picture
 from .errors import CacheditError, InputError, RunError
 from .generate import Opened, caching, draw, environment, open_model
+from .jobs import Job
 from .media import Pictures
 from .metrics import Judge
 from .models import locate
-from .plan import Job, call_arguments
+from .plan import call_arguments
 from .recipe import Recipe
 from .runs import RunFolder
 from .terms.stats import Row, collect
@@ -124,9 +125,8 @@ def _check_calls(recipes: dict[str, Recipe]) -> None:
     for recipe in recipes.values():
         files = locate(recipe.model.id, recipe.model.revision)
         cls = pipeline.call_class(files, recipe.model.pipeline, recipe.model.revision)
-        prompted = recipe.generate.all_prompts() != (None,)
         try:
-            pipeline.check_arguments(cls, call_arguments(recipe), recipe.generate.extra, prompted)
+            pipeline.check_arguments(cls, call_arguments(recipe), recipe.generate.extra, recipe.generate.prompted)
         except InputError as error:
             problems.update(dict.fromkeys(str(error).splitlines()))
     if problems:

@@ -16,7 +16,7 @@ from typing import Any
 
 from .errors import RunError
 
-__all__ = ["readable_json", "reason", "slug", "storable", "write_whole"]
+__all__ = ["json_line", "readable_json", "reason", "slug", "storable", "write_whole"]
 
 _LINE = 400  # characters up to which a flat object stays on one line
 
@@ -81,6 +81,11 @@ def _plain(value: Any) -> Any:
 def readable_json(value: Any) -> str:
     """Return JSON with a line for each flat object; infinities become null, what JSON does not know becomes text."""
     return _lines(_plain(value)) + "\n"
+
+
+def json_line(value: Any) -> str:
+    """Return JSON on one line, with infinities and the like as in ``readable_json``."""
+    return json.dumps(_plain(value), ensure_ascii=False) + "\n"
 
 
 def _lines(value: Any, indent: str = "") -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from . import demo, registry
 from .errors import InputError
+from .jobs import jobs
 from .models import ModelFiles, locate
 from .pipeline import check_name
 from .recipe import Recipe
@@ -24,25 +25,11 @@ from .terms.mask import steps_mask
 from .terms.pattern import ForwardPattern, Streams, as_streams
 from .terms.stats import ContextInfo
 
-__all__ = ["Job", "adapters", "build", "call_arguments", "found_later", "jobs"]
+__all__ = ["adapters", "build", "call_arguments", "found_later"]
 
 # Arguments that decide how many steps there are, besides their number.
 _SCHEDULE = ("sigmas", "timesteps", "strength", "denoising_start", "denoising_end")
 _WORDS = "max_sequence_length"
-
-
-@dataclass(frozen=True)
-class Job:
-    """One picture to make."""
-
-    prompt: str | None
-    seed: int
-
-
-def jobs(recipe: Recipe) -> list[Job]:
-    """Return a job for each prompt and seed, prompts outside."""
-    settings = recipe.generate
-    return [Job(prompt, seed) for prompt in settings.all_prompts() for seed in settings.all_seeds()]
 
 
 def call_arguments(recipe: Recipe) -> dict[str, Any]:

@@ -216,6 +216,11 @@ class Generate(Section):
         """Return the prompts; a single None for a pipeline that takes none."""
         return tuple(self.prompts) if self.prompts is not None else (self.prompt,)
 
+    @property
+    def prompted(self) -> bool:
+        """Whether there is a prompt."""
+        return self.prompt is not None or self.prompts is not None
+
     def all_seeds(self) -> Sequence[int]:
         """Return the seeds of each prompt's images."""
         return self.seeds if self.seeds is not None else range(self.seed, self.seed + self.num_images)

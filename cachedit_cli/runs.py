@@ -1,6 +1,6 @@
-"""Runs on disk: a folder with what was made and ``run.json``, written whole or not at all, and read back with care.
+"""Runs on disk: a folder with what was made, ``log.jsonl`` and ``run.json``, written whole or not at all.
 
-Knows no torch and no models; what a product looks like as bytes, ``encode`` knows. docs/run-json.md describes the file.
+Knows no torch and no models; what a product looks like as bytes, ``encode`` knows. docs/run-json.md describes both.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import InputError, RunError
 from .files import readable_json, reason, slug, write_whole
+from .run_log import Image, append, read_log
 from .terms.stats import ContextInfo, ContextStats, DecisionLog, Reset, Row, collect
 
 if TYPE_CHECKING:
     from .media import Product
 
-__all__ = ["SCHEMA", "Facts", "Image", "Record", "Run", "RunFolder", "Status", "load"]
+__all__ = ["SCHEMA", "Facts", "Failed", "Image", "Record", "Run", "RunFolder", "Status", "load", "provenance"]
 
 SCHEMA = 1
 _FILE = "run.json"
@@ -36,35 +37,20 @@ def _now() -> str:
 
 
 @dataclass
-class Image:
-    """One product of a run: a picture, or a video, a sound or latents. Unknown, or not there, is None.
+class Failed:
+    """One picture that could not be drawn.
 
     Attributes:
-        file: Name in the run's folder.
-        width: Pixels, as ``height``, of pictures and video.
-        seconds: Wall time of its pipeline call, divided by the products that the call made.
-        timings: Seconds of the call's parts: ``text``, ``denoise``, ``decode``.
-        generation: The call's number in the log.
-        others: Further files of the same product: layers, or the sound of a video whose format has none.
-        frames: Of a video; ``fps`` of them are shown a second.
-        sampling_rate: Samples a second of its sound.
+        error: Why.
+        overrides: Arguments that were this picture's own.
+        generation: The call's number.
     """
 
-    file: str
     prompt: str | None
     seed: int
-    width: int | None
-    height: int | None
-    negative_prompt: str | None = None
-    steps: int | None = None
-    seconds: float | None = None
-    timings: dict[str, float] = field(default_factory=dict)
+    error: str
+    overrides: dict[str, Any] = field(default_factory=dict)
     generation: int = 0
-    kind: Literal["image", "video", "audio", "latents"] = "image"
-    others: list[str] = field(default_factory=list)
-    frames: int | None = None
-    fps: float | None = None
-    sampling_rate: int | None = None
 
 
 @dataclass
@@ -80,7 +66,8 @@ class Facts:
         error: Why it failed.
         started: ISO 8601 with the offset to UTC; so is ``finished``.
         timings: Seconds of the whole run: ``load``, ``text``, ``denoise``, ``decode``, ``total``.
-        images: What is finished: pictures, video, sound, latents.
+        images: What is finished: pictures, video, sound, latents; in the order of their calls.
+        failures: What could not be drawn.
     """
 
     cachedit: str
@@ -93,13 +80,19 @@ class Facts:
     finished: str | None = None
     timings: dict[str, float | None] = field(default_factory=dict)
     images: list[Image] = field(default_factory=list)
+    failures: list[Failed] = field(default_factory=list)
 
 
 @dataclass
 class Record(Facts):
-    """What ``run.json`` says; the log holds every decision of every generation."""
+    """What a run says of itself; the log holds every decision of every generation, once the run is read back."""
 
     log: DecisionLog = field(default_factory=DecisionLog)
+
+    @property
+    def kept(self) -> bool:
+        """Whether there is anything to keep."""
+        return bool(self.images or self.failures)
 
     @property
     def generations(self) -> list[int]:
@@ -111,15 +104,36 @@ class Record(Facts):
         self.status, self.error, self.finished = status, error, _now()
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what ``run.json`` holds."""
-        facts = {"schema": SCHEMA, **vars(self)}
-        return facts | {"images": [asdict(image) for image in self.images], "log": self.log.as_dict()}
+        """Return what ``run.json`` holds; the rows of the log have a file of their own."""
+        images = sorted(self.images, key=lambda image: image.generation)
+        return {
+            "schema": SCHEMA,
+            **vars(self),
+            "images": [asdict(image) for image in images],
+            "failures": [asdict(failure) for failure in self.failures],
+            "log": {"contexts": [asdict(info) for info in self.log.contexts]},
+        }
 
     def stats(self, generation: int | None = None) -> list[ContextStats]:
         """Return the statistics of one generation, or of all of them together."""
         self.log.settle()
         rows = [row for row in self.log.rows if generation in (None, row.generation)]
         return collect(rows, self.log.contexts)
+
+
+def provenance(
+    recipe: str, prompt: str | None, negative_prompt: str | None, seed: int, cachedit: str, settings: Mapping[str, Any]
+) -> dict[str, str]:
+    """Return what the metadata of a file says of how it was made; ``settings`` become JSON."""
+    facts = {
+        "Software": f"cachedit {cachedit}",
+        "recipe": recipe,
+        "prompt": prompt,
+        "negative_prompt": negative_prompt,
+        "seed": str(seed),
+        "settings": readable_json(settings).rstrip(),
+    }
+    return {key: value for key, value in facts.items() if value is not None}
 
 
 class RunFolder:
@@ -175,19 +189,11 @@ class RunFolder:
         """
         from .encode import encoded
 
-        facts = {
-            "Software": f"cachedit {cachedit}",
-            "recipe": self._recipe,
-            "prompt": prompt,
-            "negative_prompt": negative_prompt,
-            "seed": str(seed),
-            "settings": readable_json(settings or {}).rstrip(),
-        }
-        known = {key: value for key, value in facts.items() if value is not None}
+        facts = provenance(self._recipe, prompt, negative_prompt, seed, cachedit, settings or {})
         parts = [slug(self._recipe) or "run", slug(prompt or ""), f"s{seed}"]
         stem = "-".join(part for part in parts if part)
         saved = []
-        for suffix, data in encoded(product, form, quality, known):
+        for suffix, data in encoded(product, form, quality, facts):
             name, number = f"{stem}{suffix}", 1
             while (self.path / name).exists():
                 number += 1
@@ -195,6 +201,19 @@ class RunFolder:
             write_whole(self.path / name, data)
             saved.append(name)
         return saved
+
+    def store(self, stem: str, files: Sequence[tuple[str, bytes]]) -> list[str]:
+        """Write the files of one product, given as suffix and bytes, and return their names."""
+        names: list[str] = []
+        for suffix, data in files:
+            number = sum(name.endswith(suffix) for name in names) + 1
+            names.append(f"{stem}{suffix}" if number == 1 else f"{stem}.{number}{suffix}")
+            write_whole(self.path / names[-1], data)
+        return names
+
+    def log(self, generation: int, images: Sequence[Image], rows: Sequence[Row], resets: Sequence[Reset]) -> None:
+        """Append what one pipeline call made and decided to ``log.jsonl``."""
+        append(self.path, generation, images, rows, resets)
 
     def write(self, record: Record) -> Path:
         """Write ``run.json``, replacing the earlier one at once."""
@@ -221,15 +240,13 @@ class Run:
 @dataclass
 class _Log:
     contexts: list[ContextInfo]
-    rows: list[Row]
-    resets: list[Reset]
 
 
 @dataclass
 class _Stored(Facts):
     """A record as JSON has it."""
 
-    log: _Log = field(default_factory=lambda: _Log([], [], []))
+    log: _Log = field(default_factory=lambda: _Log([]))
 
 
 def load(source: str | Path | None = None, outputs: str | Path = "outputs") -> Run:
@@ -285,4 +302,12 @@ def _parse(path: Path, data: bytes) -> Record:
         place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
         others = f" (and {len(more)} more)" if more else ""
         raise InputError(f"{path}: damaged, {place}: {first['msg']}{others}") from error
-    return Record(**{**vars(stored), "log": DecisionLog(**vars(stored.log))})
+    record = Record(**{**vars(stored), "log": DecisionLog(stored.log.contexts)})
+    known = {image.file for image in record.images}
+    for call in read_log(path.parent):
+        record.log.rows += call.rows
+        record.log.resets += call.resets
+        # A run that was killed had not brought its record up to date.
+        record.images += [image for image in call.images if image.file not in known]
+    record.images.sort(key=lambda image: image.generation)
+    return record

@@ -10,16 +10,17 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 
 from .figures import describe
+from .progress import Overall
 from .report import headline, live, stats_table
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .plan import Job
+    from .jobs import Job
     from .runs import Record
     from .terms.stats import ContextInfo, Row
 
@@ -66,11 +67,12 @@ def summary(record: Record, generation: int | None) -> str:
 
 
 class Screen:
-    """Shows a run as it happens: a strip that fills on a terminal, a line when it is done elsewhere."""
+    """Shows a run as it happens: a strip that fills on a terminal, lines elsewhere; of many pictures a line each."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+        self._overall: Overall | None = None
         self._rows: list[Row] = []
         self._steps: int | None = None
         self._drawn = 0.0
@@ -82,6 +84,10 @@ class Screen:
         if self._live is not None:
             self._live.stop()
 
+    def planned(self, pictures: int) -> None:
+        """Count them, if there are several."""
+        self._overall = Overall(pictures) if pictures > 1 else None
+
     def opened(self, device: str, dtype: str, seconds: float) -> None:
         """Say where the model is now."""
         self._console.print(f"loaded in {seconds:.1f} s: {device}, {dtype}")
@@ -89,10 +95,10 @@ class Screen:
     def begins(self, batch: Sequence[Job], steps: int | None) -> None:
         """Begin a new strip."""
         self._rows, self._steps = [], steps
-        for job in batch:
+        for job in batch if self._overall is None else ():
             self._line(f"seed {job.seed}" + (f": {job.prompt}" if job.prompt else ""))
         if self._live is not None:
-            self._live.update("")  # not the strip before
+            self._live.update(self._shown())  # not the strip before
             self._live.start()
 
     def found(self, lists: Sequence[ContextInfo]) -> None:
@@ -108,20 +114,38 @@ class Screen:
         if self._live is not None and time.monotonic() - self._drawn > REFRESH:
             self._draw(self._live)
 
-    def saved(self, files: Sequence[Path], seconds: float) -> None:
+    def saved(self, batch: Sequence[Job], files: Sequence[Sequence[Path]], seconds: float) -> None:
         """Finish the strip and name the files."""
+        if self._overall is not None:
+            self._settled(self._overall.saved(batch, files, seconds))
+            return
         if self._live is not None:
             self._draw(self._live)
             self._live.stop()
         else:
             show(self._console, live(self._rows, self._steps))
-        for file in files:
+        for file in (file for each in files for file in each):
             self._line(f"saved {file}")
         self._line(f"took {seconds:.2f} s")
 
+    def failed(self, batch: Sequence[Job], error: str) -> None:
+        """Say which pictures are not there, and why."""
+        if self._overall is not None:
+            self._settled(self._overall.failed(batch, error))
+
+    def _settled(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            self._line(line)
+        if self._live is not None:
+            self._draw(self._live)
+
+    def _shown(self) -> RenderableType:
+        strips = [live(self._rows, self._steps)] if self._rows else []
+        return Group(*strips, *([] if self._overall is None else [self._overall.bar]))
+
     def _draw(self, shown: Live) -> None:
         self._drawn = time.monotonic()
-        shown.update(live(self._rows, self._steps), refresh=True)
+        shown.update(self._shown(), refresh=True)
 
     def _line(self, text: str) -> None:
         self._console.print(text, markup=False, soft_wrap=True)

@@ -15,6 +15,7 @@ from cachedit_cli import __version__, recipe
 from cachedit_cli.cli import main
 from cachedit_cli.runs import Image, Record, RunFolder
 from cachedit_cli.terms.stats import ContextInfo, DecisionLog, Row
+from tests.records import written
 
 CAUGHT = pytest.CaptureFixture[str]
 
@@ -43,7 +44,7 @@ def a_run(folder: Path, decisions: str, status: str = "done") -> Path:
     record = Record(cachedit=__version__, recipe={"name": "demo"}, log=log)
     record.images.append(Image("a.png", "a", 0, 64, 64, seconds=0.5))
     record.finish("interrupted" if status == "interrupted" else "done")
-    run.write(record)
+    written(run, record)
     return run.path
 
 

@@ -70,7 +70,7 @@ def test_a_run_shows_its_plan_the_strip_the_file_and_what_was_saved(tmp_path: Pa
     assert "makes       1 picture of 64 x 64, 8 steps" in lines
     (folder,) = tmp_path.iterdir()
     assert f"saved {folder}/demo-cat-face-s0.png" in lines
-    rows = json.loads((folder / "run.json").read_text())["log"]["rows"]
+    rows = json.loads((folder / "log.jsonl").read_text())["rows"]
     marks = "".join("█" if row["decision"] == "compute" else "·" for row in rows)
     assert f"cond |{marks}| 8/8" in lines
     saved, calls = sum(row["saved"] for row in rows), sum(row["saved"] + row["computed"] for row in rows)
@@ -126,6 +126,7 @@ def test_each_picture_has_a_file_of_its_own(tmp_path: Path, capsys: CAUGHT) -> N
         "demo-cat-face-s6.png",
         "demo-red-heart-s5.png",
         "demo-red-heart-s6.png",
+        "log.jsonl",
         "run.json",
     ]
     with Image.open(folder / "demo-red-heart-s6.png") as picture:
@@ -140,21 +141,22 @@ def test_ctrl_c_keeps_what_was_finished_and_says_so(tmp_path: Path) -> None:
     run = started(tmp_path, "run", "demo", "--steps", "6", "--num-images", "500")
     assert run.stdout is not None
     for line in run.stdout:
-        if line.startswith("seed 2"):  # two are finished, the third is on its way
+        if line.startswith("2/500 seed 1: "):  # two are finished, the third is on its way
             break
     run.send_signal(signal.SIGINT)
     _, err = run.communicate()
     (folder,) = (tmp_path / "outputs").iterdir()
     record = json.loads((folder / "run.json").read_text())
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     done = len(record["images"])
     assert run.returncode == 130
     assert err == f"{done} of 500 pictures were finished, kept in {folder.relative_to(tmp_path)}\ninterrupted\n"
     assert record["status"] == "interrupted"
     assert 2 <= done < 500
     assert sorted(file.name for file in folder.iterdir()) == sorted(
-        [*(image["file"] for image in record["images"]), "run.json"]
+        [*(image["file"] for image in record["images"]), "log.jsonl", "run.json"]
     )
-    assert len(record["log"]["rows"]) == 6 * done
+    assert [len(call["rows"]) for call in log] == [6] * done
 
 
 def test_ctrl_c_before_the_first_picture_leaves_nothing(

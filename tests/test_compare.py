@@ -9,7 +9,7 @@ import pytest
 from cachedit_cli.cli import main
 from cachedit_cli.compare import check_html, parse_prompts, parse_vary, prepare
 from cachedit_cli.errors import InputError
-from cachedit_cli.plan import Job
+from cachedit_cli.jobs import Job
 from cachedit_cli.recipe import Override, Recipe
 
 CAUGHT = pytest.CaptureFixture[str]

@@ -18,7 +18,7 @@ from cachedit_cli.compare_record import Comparison, Determinism, Entry, Strip, T
 from cachedit_cli.compare_report import html, sheet
 from cachedit_cli.contact_sheet import amplification, contact_sheet
 from cachedit_cli.errors import InputError
-from cachedit_cli.plan import Job
+from cachedit_cli.jobs import Job
 from tests.browser import CHROMIUM, Page, browser
 
 SIZE = 32

@@ -23,8 +23,8 @@ from cachedit_cli.compare_record import Comparison, Entry, read
 from cachedit_cli.engine.install import installed
 from cachedit_cli.errors import RunError
 from cachedit_cli.generate import Opened, draw
+from cachedit_cli.jobs import Job
 from cachedit_cli.media import Pictures
-from cachedit_cli.plan import Job
 from cachedit_cli.runs import RunFolder
 from cachedit_cli.terms.stats import Row
 from cachedit_cli.timing import timed

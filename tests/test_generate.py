@@ -17,9 +17,10 @@ from PIL import Image
 from cachedit_cli import demo, pipeline
 from cachedit_cli.errors import InputError, RunError
 from cachedit_cli.files import write_whole
-from cachedit_cli.generate import Outcome, generate
-from cachedit_cli.plan import Job
+from cachedit_cli.jobs import Job
 from cachedit_cli.recipe import Override, load
+from cachedit_cli.run import Outcome, generate
+from cachedit_cli.runs import Failed
 from cachedit_cli.runs import load as load_run
 from cachedit_cli.terms.stats import ContextInfo, Row
 
@@ -33,7 +34,11 @@ class Told:
         self.batches: list[Sequence[Job]] = []
         self.rows: list[Row] = []
         self.files: list[Path] = []
+        self.errors: list[str] = []
         self._at_row = at_row
+
+    def planned(self, pictures: int) -> None:
+        self.pictures = pictures
 
     def opened(self, device: str, dtype: str, seconds: float) -> None:
         assert (device, dtype) == ("cpu", "float32")
@@ -49,8 +54,11 @@ class Told:
         if self._at_row is not None:
             self._at_row(self)
 
-    def saved(self, files: Sequence[Path], seconds: float) -> None:
-        self.files += files
+    def saved(self, batch: Sequence[Job], files: Sequence[Sequence[Path]], seconds: float) -> None:
+        self.files += [file for each in files for file in each]
+
+    def failed(self, batch: Sequence[Job], error: str) -> None:
+        self.errors.append(error)
 
 
 @pytest.fixture
@@ -201,20 +209,35 @@ def test_an_interrupt_is_an_outcome_with_what_was_finished(draw: Callable[..., O
     assert record.finished is not None
 
 
-def test_a_failure_keeps_what_was_finished_and_says_why(draw: Callable[..., Outcome], tmp_path: Path) -> None:
+def test_a_picture_that_fails_is_recorded_and_the_others_are_drawn(draw: Callable[..., Outcome]) -> None:
     def fail(told: Told) -> None:
         if len(told.batches) == 2:
             raise torch.OutOfMemoryError("no room for 3 GiB\nat all")
 
-    with pytest.raises(RunError) as caught:
-        draw("generate.num_images=2", watcher=Told(fail))
-    assert str(caught.value) == (
+    watcher = Told(fail)
+    outcome = draw("generate.num_images=3", "generate.prompt=cat face", watcher=watcher)
+    said = (
         "FluxPipeline ran out of memory: OutOfMemoryError: no room for 3 GiB; "
         "try a smaller generate.batch_size, height and width, or another model.dtype"
     )
-    record = load_run(tmp_path).record
-    assert (record.status, record.error) == ("failed", f"RunError: {caught.value}")
-    assert (len(record.images), len(record.log.rows)) == (1, STEPS)
+    record = load_run(outcome.folder).record
+    assert (record.status, record.error) == ("failed", "1 of 3 pictures failed")
+    assert record.failures == [Failed("cat face", 1, said, generation=1)]
+    assert [(image.seed, image.generation) for image in record.images] == [(0, 0), (2, 2)]
+    assert len(record.log.rows) == 2 * STEPS
+    assert (watcher.errors, len(watcher.files)) == ([said], 2)
+    assert (pixels(outcome)[1] == pixels(draw("generate.seed=2", "generate.prompt=cat face"))[0]).all()
+
+
+def test_what_every_picture_failed_of_is_an_error_and_leaves_nothing(
+    draw: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    def fail(told: Told) -> None:
+        raise ValueError("no good")
+
+    with pytest.raises(RunError, match=r"^FluxPipeline failed: ValueError: no good$"):
+        draw("generate.num_images=3", watcher=Told(fail))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_error_of_our_own_is_not_blamed_on_the_pipeline(
@@ -229,19 +252,17 @@ def test_an_error_of_our_own_is_not_blamed_on_the_pipeline(
 def test_a_full_disk_is_told_and_leaves_the_finished_pictures(
     draw: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    written = list[Path]()
-
     def full(path: Path, data: bytes) -> None:
-        if len(written) == 2:
+        if path.name.endswith("s1.png") or (path.name == "run.json" and path.exists()):
             raise RunError(f"{path}: could not be written: No space left on device")
-        written.append(path)
         write_whole(path, data)
 
     monkeypatch.setattr("cachedit_cli.runs.write_whole", full)
     with pytest.raises(RunError, match=r"s1\.png: could not be written: No space left on device$"):
         draw("generate.num_images=3")
     (folder,) = tmp_path.iterdir()
-    assert sorted(folder.iterdir()) == sorted(written)
+    (first,) = load_run(folder).record.images
+    assert sorted(file.name for file in folder.iterdir()) == [first.file, "log.jsonl", "run.json"]
     assert json.loads((folder / "run.json").read_text())["status"] == "running"
 
 

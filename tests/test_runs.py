@@ -19,8 +19,10 @@ from PIL import Image as Pictures
 from cachedit_cli import media
 from cachedit_cli.errors import InputError, RunError
 from cachedit_cli.files import readable_json, slug
-from cachedit_cli.runs import Facts, Image, Record, Run, RunFolder, load
+from cachedit_cli.run_log import Finished, Image
+from cachedit_cli.runs import Facts, Failed, Record, Run, RunFolder, load
 from cachedit_cli.terms.stats import ContextInfo, DecisionLog, Reset, Row
+from tests.records import written
 
 NOON = datetime(2031, 5, 4, 12, 30, 59)
 DOC = Path(__file__).parents[1] / "docs" / "run-json.md"
@@ -59,7 +61,7 @@ def make(folder: Path, name: str, **changes: object) -> Path:
     """Write a record, with some keys changed, as a run called ``name``."""
     run = RunFolder(folder / name, "demo")
     run.path.mkdir(parents=True)
-    file = run.write(record())
+    file = written(run, record())
     if changes:
         facts = json.loads(file.read_text(encoding="utf-8")) | changes
         file.write_text(json.dumps(facts), encoding="utf-8")
@@ -213,13 +215,13 @@ def test_any_prompt_makes_a_short_slug_that_needs_no_quoting(text: str) -> None:
 
 
 def test_a_record_comes_back_as_it_was_written(tmp_path: Path) -> None:
-    written = record()
-    written.finish("interrupted", "stopped by Ctrl-C")
+    made = record()
+    made.finish("interrupted", "stopped by Ctrl-C")
     folder = RunFolder.create("demo", tmp_path)
-    file = folder.write(written)
+    file = written(folder, made)
     assert file == folder.path / "run.json"
     run = load(folder.path)
-    assert run == Run(folder.path, written)
+    assert run == Run(folder.path, made)
     assert run.record.generations == [0, 1]
 
 
@@ -248,19 +250,59 @@ def test_audit_errors_still_on_the_device_are_fetched_for_the_statistics() -> No
     assert made.stats()[0].rows[0].audit == 0.25
 
 
-def test_the_record_has_a_line_for_each_row_and_is_plain_json(tmp_path: Path) -> None:
+def test_the_log_has_a_line_for_each_call_and_is_plain_json(tmp_path: Path) -> None:
     folder = RunFolder.create("demo", tmp_path)
     made = record()
     made.log.rows[1].diff = float("nan")
+    made.images[0].prompt = "a line\u2028separator"
+    written(folder, made)
+    lines = (folder.path / "log.jsonl").read_bytes().split(b"\n")
+    first, second = (json.loads(line, parse_constant=pytest.fail) for line in lines[:2])
+    assert lines[2:] == [b""]
+    assert (first["generation"], len(first["images"]), [row["diff"] for row in first["rows"]]) == (0, 1, [None, None])
+    assert (second["generation"], len(second["rows"]), len(second["resets"])) == (1, 1, 1)
+    assert load(folder.path).record.images[0].prompt == "a line\u2028separator"
+
+
+def test_a_line_that_was_not_finished_is_left_out(tmp_path: Path) -> None:
+    folder = make(tmp_path, "run")
+    with (folder / "log.jsonl").open("ab") as file:
+        file.write(b'{"generation": 2, "images": [')
+    assert load(folder).record == load(make(tmp_path, "whole")).record
+
+
+def test_pictures_that_the_record_of_a_killed_run_lacks_are_in_the_log(tmp_path: Path) -> None:
+    killed = load(make(tmp_path, "run", status="running", images=[])).record
+    assert [image.file for image in killed.images] == ["demo-a-cat-s0.png"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("[", "damaged, no line of a log: JSONDecodeError"),
+        ("[]", "damaged, no line of a log: TypeError"),
+        ("{}", "damaged, no line of a log: KeyError"),
+        ('{"generation": 0, "rows": [{}], "resets": [], "images": []}', "damaged, rows.0.step: Field required"),
+    ],
+)
+def test_a_damaged_line_of_the_log_is_named_by_its_number(tmp_path: Path, line: str, message: str) -> None:
+    folder = make(tmp_path, "run")
+    with (folder / "log.jsonl").open("a") as file:
+        file.write(f"{line}\n")
+    assert refusal(folder).startswith(f"{folder / 'log.jsonl'}:3: {message}")
+
+
+def test_the_record_has_a_line_for_each_picture_and_is_plain_json(tmp_path: Path) -> None:
+    folder = RunFolder.create("demo", tmp_path)
+    made = record()
     made.recipe["threshold"] = float("inf")
     made.environment["folder"] = Path("models/x")
     made.command.append("caf\udce9")
     text = folder.write(made).read_text(encoding="utf-8")
-    assert text.count('\n      {"generation"') == 4
+    assert text.count('"file"') == 1
     facts = json.loads(text, parse_constant=pytest.fail)
     assert list(facts)[:3] == ["schema", "cachedit", "recipe"]
     assert facts["schema"] == 1
-    assert facts["log"]["rows"][1]["diff"] is None
     assert facts["recipe"]["threshold"] is None
     assert facts["environment"]["folder"] == "models/x"
     assert facts["command"][-1] == "caf?"
@@ -428,11 +470,7 @@ def test_a_damaged_record_says_what_is_wrong(tmp_path: Path, text: str, message:
     [
         ({"status": "finished"}, "status: Input should be 'running', 'done', 'interrupted' or 'failed'"),
         ({"recipe": None}, "recipe: Input should be a valid dictionary"),
-        ({"log": {"contexts": [], "rows": []}}, "log.resets: Field required"),
-        (
-            {"log": {"contexts": [], "rows": [{"generation": 0}], "resets": []}},
-            "log.rows[0].step: Field required (and 4 more)",
-        ),
+        ({"log": {}}, "log.contexts: Field required"),
         ({"images": [{"file": "a.png"}]}, "images[0].prompt: Field required (and 3 more)"),
     ],
 )
@@ -459,17 +497,18 @@ def test_reading_a_run_needs_no_torch_and_no_pillow(tmp_path: Path) -> None:
 
 
 def test_the_documented_example_is_a_run(tmp_path: Path) -> None:
-    example = re.search(r"```json\n(.*?)```", DOC.read_text(encoding="utf-8"), re.DOTALL)
-    assert example is not None
-    (tmp_path / "run.json").write_text(example[1], encoding="utf-8")
+    blocks = re.findall(r"```json\n(.*?)```", DOC.read_text(encoding="utf-8"), re.DOTALL)
+    for name, text in zip(("run.json", "log.jsonl"), blocks, strict=True):
+        (tmp_path / name).write_text(text, encoding="utf-8")
     run = load(tmp_path)
     assert run.record.status == "done"
     assert run.record.stats()[0].saved == 3
     folder = RunFolder.create("again", tmp_path)
-    assert folder.write(run.record).read_text(encoding="utf-8") == example[1]
+    assert written(folder, run.record).read_text(encoding="utf-8") == blocks[0]
+    assert (folder.path / "log.jsonl").read_text(encoding="utf-8") == blocks[1]
 
 
-@pytest.mark.parametrize("part", [Facts, Image, ContextInfo, Row, Reset])
+@pytest.mark.parametrize("part", [Facts, Failed, Finished, Image, ContextInfo, Row, Reset])
 def test_every_key_of_the_record_is_documented(part: type) -> None:
     text = DOC.read_text(encoding="utf-8")
     assert [field.name for field in fields(part) if f"`{field.name}`" not in text] == []
