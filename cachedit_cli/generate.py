@@ -54,17 +54,19 @@ class Opened:
 
 
 def open_model(recipe: Recipe, device: torch.device, overrides: Iterable[str] = ()) -> Opened:
-    """Check the call's arguments, also those that only some pictures have, then load the weights."""
+    """Check the options of the model and the call's arguments, also those that only some pictures have, then load."""
     model, arguments = recipe.model, call_arguments(recipe)
     files = locate(model.id, model.revision)
     dtype = pipeline.pick_dtype(model.dtype, device)
     cls = pipeline.call_class(files, model.pipeline, model.revision)
+    pipeline.check_options(files, model, device, dtype)
     every = {**dict.fromkeys(overrides), **arguments}
     pipeline.check_arguments(cls, every, recipe.generate.extra, recipe.generate.prompted)
     media.check_output(recipe.output, cls, arguments)
     fps = recipe.output.fps or pipeline.frame_rate(cls, arguments)
     started = time.perf_counter()
-    pipe = pipeline.load(files, cls, model, device, dtype)
+    places = [(path, f"blocks[{place}].path") for place, entry in enumerate(recipe.blocks) for path in entry.paths()]
+    pipe = pipeline.load(files, cls, model, device, dtype, places)
     steps = arguments.get("num_inference_steps", pipeline.default_steps(cls))
     return Opened(pipe, device, dtype, arguments, steps, time.perf_counter() - started, recipe.output, fps)
 

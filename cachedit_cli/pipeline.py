@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import difflib
 import importlib.metadata
-import importlib.util
 import inspect
 import logging
-import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import CacheditError, InputError, RunError
 from .models import ModelFiles
+from .options import attention, compiling, placing, scheduling
+from .options.known import class_names, refuse_unknown
 from .recipe_fields import nearest
 
 if TYPE_CHECKING:
@@ -33,6 +32,7 @@ __all__ = [
     "call_class",
     "check_arguments",
     "check_name",
+    "check_options",
     "default_steps",
     "first_line",
     "frame_rate",
@@ -41,6 +41,7 @@ __all__ = [
     "pick_dtype",
     "quiet",
     "takes",
+    "transformers",
 ]
 
 # Of the call; a recipe cannot set them.
@@ -122,22 +123,15 @@ def check_name(files: ModelFiles, asked: str | None) -> None:
     That list is read, not run: importing it would take torch along.
     """
     name = asked or files.pipeline
-    if name is not None and name not in _names():
+    if name is not None and name not in class_names():
         raise InputError(_no_pipeline(name, files, asked))
 
 
 def _no_pipeline(name: str, files: ModelFiles, asked: str | None) -> str:
-    near = difflib.get_close_matches(name, [each for each in _names() if each.endswith("Pipeline")], n=1)
+    near = difflib.get_close_matches(name, [each for each in class_names() if each.endswith("Pipeline")], n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     where = "model.pipeline" if asked else f"model.id: {files.id}"
     return f"{where}: diffusers {importlib.metadata.version('diffusers')} has no pipeline {name!r}{hint}"
-
-
-def _names() -> list[str]:
-    """Return the names of classes in diffusers' table of what it imports on demand."""
-    spec = importlib.util.find_spec("diffusers")
-    source = Path(spec.origin).read_text(encoding="utf-8") if spec is not None and spec.origin else ""
-    return sorted(set(re.findall(r'"([A-Z]\w+)"', source)))
 
 
 def check_arguments(pipeline: type[Any], arguments: Mapping[str, Any], extra: Iterable[str], prompted: bool) -> None:
@@ -190,11 +184,42 @@ def frame_rate(pipeline: type[Any], arguments: Mapping[str, Any]) -> float:
     return 16.0
 
 
-def load(files: ModelFiles, pipeline: type[Any], model: Model, device: torch.device, dtype: torch.dtype) -> Any:
-    """Load the weights and move them to the device.
+def check_options(files: ModelFiles, model: Model, device: torch.device, dtype: torch.dtype) -> None:
+    """Refuse options of the model that cannot work here.
 
     Raises:
-        InputError: There is no such model.
+        InputError: An option is unknown, or not supported by this machine or by the model.
+    """
+    refuse_unknown(model, files)
+    placing.check(model.offload, model.device, device)
+    if model.scheduler is not None:
+        scheduling.check(model.scheduler, files.components.get("scheduler"))
+    if model.compile is not None:
+        compiling.check(model.compile, device)
+    if model.attention is not None:
+        attention.check(model.attention, device, dtype)
+
+
+def load(
+    files: ModelFiles,
+    pipeline: type[Any],
+    model: Model,
+    device: torch.device,
+    dtype: torch.dtype,
+    blocks: Iterable[tuple[str, str]] = (),
+) -> Any:
+    """Load the weights, carry out the options of the model, and move it to the device.
+
+    Args:
+        files: Where the model is.
+        pipeline: Class of the pipeline.
+        model: The recipe's section.
+        device: Where it is to run.
+        dtype: Number format of the weights.
+        blocks: Block lists that the recipe spells out, such as `transformer.blocks`, each with its place in the recipe.
+
+    Raises:
+        InputError: There is no such model, or it does not support an option.
         RunError: It could not be downloaded or loaded, or does not go onto the device.
     """
     import diffusers
@@ -208,10 +233,38 @@ def load(files: ModelFiles, pipeline: type[Any], model: Model, device: torch.dev
             variant=model.variant,
         )
     opened.set_progress_bar_config(disable=True)
+    _change(opened, model, blocks)
     try:
-        return opened.to(device)
+        placing.place(opened, model.offload, device)
     except RuntimeError as error:
         raise RunError(f"{files.id} does not go onto {device}: {first_line(error)}") from error
+    return opened
+
+
+def _change(pipe: Any, model: Model, blocks: Iterable[tuple[str, str]]) -> None:
+    """Carry out the recipe's options on a pipeline that is loaded."""
+    if model.scheduler is not None:
+        scheduling.change(pipe, model.scheduler)
+    for name in ("tiling", "slicing"):
+        if model.vae is not None and getattr(model.vae, name):
+            enable = getattr(pipe.vae, f"enable_{name}", None)
+            if enable is None:
+                raise InputError(f"model.vae.{name}: {type(pipe.vae).__name__} has no {name}")
+            enable()
+    models = transformers(pipe)
+    if model.attention is not None:
+        attention.choose(model.attention, models)
+    if model.compile is not None:
+        lists = [block_list(pipe, path, where) for path, where in blocks]
+        compiling.compile_(model.compile, models, lists)
+
+
+def transformers(pipe: Any) -> list[Any]:
+    """Return the diffusion transformers of a pipeline."""
+    from torch import nn
+
+    parts = pipe.components.items()
+    return [part for name, part in parts if name.startswith("transformer") and isinstance(part, nn.Module)]
 
 
 def block_list(pipe: Any, path: str, where: str) -> Any:

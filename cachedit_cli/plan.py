@@ -16,6 +16,7 @@ from . import demo, registry
 from .errors import InputError
 from .jobs import jobs
 from .models import ModelFiles, locate
+from .options.known import refuse_unknown
 from .pipeline import check_name
 from .recipe import Recipe
 from .registry import BlockList, ModelAdapter
@@ -110,6 +111,7 @@ def build(recipe: Recipe) -> Plan:
     """
     files = locate(recipe.model.id, recipe.model.revision)
     check_name(files, recipe.model.pipeline)
+    refuse_unknown(recipe.model, files)
     arguments = call_arguments(recipe)
     steps = arguments.get("num_inference_steps")
     used = adapters(recipe, files)
@@ -130,6 +132,7 @@ def build(recipe: Recipe) -> Plan:
         model=recipe.model.id,
         device=recipe.model.device,
         dtype=recipe.model.dtype,
+        options=recipe.model.options(),
         adapter=None
         if config is None
         else "blocks of the recipe"

@@ -17,6 +17,7 @@ from . import registry
 from .errors import InputError
 from .recipe_fields import Mask, Section, nearest
 from .recipe_model import KINDS, VERSION, Generate, Recipe
+from .recipe_options import uncacheable
 from .recipe_yaml import Node, Problem, complain, dotted, plain, shorten
 
 __all__ = ["MAPPING", "check_version", "gone", "typed"]
@@ -148,11 +149,16 @@ def _unfit(tree: Node, recipe: Recipe) -> Iterator[Problem]:
             registry.functor(recipe.patch_functor)
         except InputError as error:
             yield _at(tree, ("patch_functor",), str(error))
+    if recipe.cache.type != "none":
+        sections = [recipe.cache, *(entry.params for entry in recipe.blocks if entry.params)]
+        back = any(getattr(section, "Bn_compute_blocks", None) for section in sections)
+        for key, reason in uncacheable(recipe.model, recipe.cache.type, back):
+            yield _at(tree, ("model", *key.split(".")), reason)
     steps = recipe.generate.num_inference_steps
     if steps is None or "strength" in recipe.generate.extra:  # which shortens the schedule
         return
-    sections = [(("cache",), recipe.cache), *((("blocks", i, "params"), b.params) for i, b in enumerate(recipe.blocks))]
-    for place, section in sections:
+    masked = [(("cache",), recipe.cache), *((("blocks", i, "params"), b.params) for i, b in enumerate(recipe.blocks))]
+    for place, section in masked:
         mask = getattr(section, "steps_computation_mask", None)
         if isinstance(mask, Mask):
             try:
@@ -172,7 +178,8 @@ def _at(tree: Node, place: Sequence[str | int], reason: str, by_key: bool = Fals
         if isinstance(node.value, list) and isinstance(element, int):
             child = node.value[element]
         if child is None:
-            return Problem(node.key or node.mark, dotted(place), reason)
+            there = node.mark if isinstance(node.value, str) else node.key or node.mark
+            return Problem(there, dotted(place), reason)
         node = child
     return Problem(node.key or node.mark if by_key else node.mark, dotted(place), reason)
 

@@ -20,6 +20,7 @@ from pydantic import (
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
     create_model,
     model_validator,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "OneOf",
     "Section",
     "SectionT",
+    "Short",
     "among",
     "derive",
     "matching",
@@ -52,6 +54,7 @@ class Section(BaseModel):
 
 
 SectionT = TypeVar("SectionT", bound=Section)
+_TYPE_WORDS = ("type", "enum", "const", "minLength")
 
 
 class OneOf:
@@ -67,6 +70,25 @@ class OneOf:
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         kinds: dict[Any, CoreSchema] = {name: handler.generate_schema(kind) for name, kind in self.kinds.items()}
         return core_schema.tagged_union_schema(kinds, self.choose)
+
+
+class Short:
+    """Annotation of a section that may be written as the value of one of its keys alone."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self._spread, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        whole = handler(schema)
+        alone = dict(handler.resolve_ref_schema(whole)["properties"][self.key])
+        kinds = alone["anyOf"] if "anyOf" in alone else [{k: v for k, v in alone.items() if k in _TYPE_WORDS}]
+        return {"anyOf": [*(each for each in kinds if each != {"type": "null"}), whole]}
+
+    def _spread(self, value: Any) -> Any:
+        return {self.key: value} if isinstance(value, str) else value
 
 
 def among(*allowed: str) -> BeforeValidator:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from .recipe_fields import MOST_STEPS, Mask, OneOf, Section, among, derive, matching, settings_of
+from .recipe_options import Model
 from .terms.config import (
     CacheConfig,
     CalibratorConfig,
@@ -129,7 +130,6 @@ _Name = Annotated[
     str,
     matching(re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"), "a name of at most 64 letters, digits and -_."),
 ]
-_Device = Annotated[str, matching(re.compile(r"[a-z]+(:[0-9]+)?"), "a device (auto, cpu, cuda, cuda:1, mps)")]
 _Path = Annotated[
     str,
     matching(
@@ -137,23 +137,6 @@ _Path = Annotated[
         "of the form component.list, such as 'transformer.transformer_blocks'",
     ),
 ]
-
-
-class Model(Section):
-    """Which model, and how it is loaded."""
-
-    id: _Text = Field(description="Hub id (`owner/name`), local folder of a pipeline, or `demo`: the bundled model.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="Number format of the weights; `auto` is bfloat16 on CUDA and float32 elsewhere."
-    )
-    device: _Device = Field(
-        default="auto", description="`cpu`, `cuda`, `cuda:1` or `mps`; `auto` takes the first of CUDA, MPS, CPU."
-    )
-    pipeline: _Text | None = Field(
-        default=None, description="Class of the diffusers pipeline, if not the one the model names."
-    )
-    revision: _Text | None = Field(default=None, description="Branch, tag or commit of a hub model.")
-    variant: _Text | None = Field(default=None, description="Variant of the weight files, such as `fp16`.")
 
 
 class Blocks(Section):

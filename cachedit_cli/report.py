@@ -59,6 +59,7 @@ class Plan:
         model: Model id as in the recipe.
         device: Where it will run.
         dtype: What it will compute in.
+        options: What else the recipe's `model` section sets, as plain data.
         adapter: Registered name, or where the blocks come from; None without caching.
         pipeline: Class of the pipeline.
         transformer: Class of the transformer.
@@ -80,6 +81,7 @@ class Plan:
     model: str
     device: str
     dtype: str
+    options: Mapping[str, Any] = field(default_factory=dict)
     adapter: str | None = None
     pipeline: str | None = None
     transformer: str | None = None
@@ -323,6 +325,7 @@ def plan(plan: Plan) -> RenderableType:
         ("recipe", Text(plan.recipe, "bold")),
         ("model", _words(plan.model, plan.pipeline, plan.transformer)),
         ("device", _words(plan.device, plan.dtype)),
+        *(("options", Text(f"{name}: {_option(value)}")) for name, value in plan.options.items()),
         ("makes", Text(pictures + size + steps)),
     ]
     if plan.cache is None:
@@ -349,6 +352,12 @@ def plan(plan: Plan) -> RenderableType:
 def plan_json(plan: Plan) -> dict[str, Any]:
     """Return a plan as plain data."""
     return asdict(plan)
+
+
+def _option(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return figures.settings_text(value)
+    return "; ".join(map(_option, value)) if isinstance(value, list) else str(value)
 
 
 def _but_mask(plan: Plan) -> dict[str, Any]:

@@ -1,0 +1,159 @@
+"""The `model` section of a recipe: which model, and what is done to it between loading and the first picture.
+
+Knows each option, what a valid value is and what it means; `cachedit_cli/options` knows how each is carried out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from .recipe_fields import Section, Short, matching
+
+__all__ = ["Compile", "Model", "Offload", "Scheduler", "Vae", "uncacheable"]
+
+_Text = Annotated[str, Field(min_length=1)]
+_Count = Annotated[int, Field(ge=1)]
+_Device = Annotated[str, matching(re.compile(r"[a-z]+(:[0-9]+)?"), "a device (auto, cpu, cuda, cuda:1, mps)")]
+
+
+class Offload(Section):
+    """Where weights wait that are not in use. Blocks that are reused are not fetched."""
+
+    type: Literal["none", "model", "sequential", "group"] = Field(
+        description="`model` keeps one part of the pipeline on the device at a time, `group` some blocks, "
+        "`sequential` one layer; everything else waits in main memory."
+    )
+    level: Literal["block_level", "leaf_level"] | None = Field(
+        default=None, description="What a group is: blocks (the default) or single layers. Only of `group`."
+    )
+    blocks_per_group: _Count | None = Field(
+        default=None, description="Blocks that are moved together, 1 if unset. Only of `group` by `block_level`."
+    )
+    streams: bool = Field(
+        default=False,
+        description="Fetch the next group while one computes, on a CUDA stream; takes more main memory. Only of "
+        "`group`.",
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Offload:
+        if self.type != "group":
+            for key in ("level", "blocks_per_group", "streams"):
+                if getattr(self, key):
+                    raise ValueError(f"{key} goes with the type group, not {self.type}")
+        if self.level == "leaf_level" and self.blocks_per_group is not None:
+            raise ValueError("blocks_per_group goes with block_level; of leaf_level, each layer is a group")
+        if self.streams and (self.blocks_per_group or 1) > 1:
+            raise ValueError("streams move one block at a time: leave blocks_per_group out")
+        return self
+
+
+class Vae(Section):
+    """How the VAE makes pictures of latents, where memory is short."""
+
+    tiling: bool = Field(default=False, description="Decode in overlapping tiles; large pictures change a little.")
+    slicing: bool = Field(default=False, description="Decode the pictures of a batch one by one.")
+
+
+class Compile(Section):
+    """What torch.compile translates; the first steps take longer."""
+
+    type: Literal["none", "blocks", "full"] = Field(
+        description="`blocks` compiles each block, inside of what caches it, so that computing and reusing share the "
+        "compiled code; `full` compiles the whole transformer, in which nothing can be cached (`cache.type: none`)."
+    )
+    mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None = Field(
+        default=None,
+        description="torch.compile's mode. Those that record CUDA graphs (`reduce-overhead`, `max-autotune`) cannot be "
+        "cached: a replay overwrites what a cache keeps.",
+    )
+    dynamic: bool | None = Field(
+        default=None,
+        description="Compile for all sizes at once; unset compiles for the first size, and for all at the second.",
+    )
+    fullgraph: bool = Field(default=False, description="Fail where a block cannot be compiled as one graph.")
+    backend: _Text | None = Field(default=None, description="torch.compile's backend; unset is inductor.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Compile:
+        if self.mode is not None and self.backend not in (None, "inductor"):
+            raise ValueError(f"mode is inductor's, and goes with no other backend such as {self.backend}")
+        return self
+
+
+class Scheduler(Section):
+    """The sampler, made from the configuration of the model's own."""
+
+    type: _Text | None = Field(default=None, description="Class of diffusers; unset is that of the model.")
+    arguments: dict[str, Any] = Field(
+        default_factory=dict, description="Arguments of the class that differ from the model's configuration."
+    )
+
+
+class Model(Section):
+    """Which model, and how it is loaded."""
+
+    id: _Text = Field(description="Hub id (`owner/name`), local folder of a pipeline, or `demo`: the bundled model.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="Number format of the weights; `auto` is bfloat16 on CUDA and float32 elsewhere."
+    )
+    device: _Device = Field(
+        default="auto", description="`cpu`, `cuda`, `cuda:1` or `mps`; `auto` takes the first of CUDA, MPS, CPU."
+    )
+    pipeline: _Text | None = Field(
+        default=None, description="Class of the diffusers pipeline, if not the one the model names."
+    )
+    revision: _Text | None = Field(default=None, description="Branch, tag or commit of a hub model.")
+    variant: _Text | None = Field(default=None, description="Variant of the weight files, such as `fp16`.")
+    offload: Annotated[Offload, Short("type")] | None = Field(
+        default=None, description="Where weights wait that are not in use; unset keeps all on the device."
+    )
+    vae: Vae | None = Field(default=None, description="How the VAE decodes, where memory is short.")
+    scheduler: Annotated[Scheduler, Short("type")] | None = Field(
+        default=None, description="Another sampler than the model's, or other arguments of it."
+    )
+    attention: _Text | None = Field(
+        default=None,
+        description="Kernel of the attention layers, by diffusers' name, such as `native`, `flash`, `sage`, "
+        "`sage_hub`, `xformers`; `cachedit doctor` lists which work here.",
+    )
+    compile: Annotated[Compile, Short("type")] | None = Field(
+        default=None, description="What torch.compile translates; unset is nothing."
+    )
+
+    def options(self) -> dict[str, Any]:
+        """Return what is set besides the model itself, its device and its number format, as plain data."""
+        plain = self.model_dump(exclude_unset=True)
+        own = ("id", "dtype", "device", "pipeline", "revision", "variant")
+        return {name: value for name, value in plain.items() if name not in own and value not in (None, {}, [])}
+
+
+def uncacheable(model: Model, kind: str, back_blocks: bool) -> Iterator[tuple[str, str]]:
+    """Yield which options cannot be used while blocks are cached, by key, and why.
+
+    Args:
+        model: The options.
+        kind: The type of the cache; not `none`.
+        back_blocks: Blocks behind reused ones are computed.
+    """
+    compiling, offload = model.compile, model.offload
+    if compiling is not None and compiling.type == "full":
+        yield "compile", "full makes one graph of the transformer, in which nothing can be reused (write blocks)"
+    if compiling is not None and compiling.mode in ("reduce-overhead", "max-autotune"):
+        yield (
+            "compile.mode",
+            (
+                f"{compiling.mode} records CUDA graphs, whose replays overwrite what the cache keeps "
+                "(write max-autotune-no-cudagraphs, or cache.type: none)"
+            ),
+        )
+    if offload is not None and (offload.blocks_per_group or 1) > 1 and (kind == "DBPrune" or back_blocks):
+        reason = "DBPrune reuses single blocks" if kind == "DBPrune" else "Bn_compute_blocks computes some behind them"
+        yield (
+            "offload.blocks_per_group",
+            (f"the first block of a group fetches it, which a reused one does not do, and {reason} (write 1)"),
+        )
