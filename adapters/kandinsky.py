@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from cachedit_cli.registry import BlockList, ModelAdapter, register
 from cachedit_cli.terms.pattern import ForwardPattern, Streams
+from cachedit_cli.terms.sample import Sample, floats, whole
 
 register(
     ModelAdapter(
@@ -23,6 +24,27 @@ register(
         ),
         guidance="two forwards a step, conditional first",
         modality=("image", "video"),
+        sample=Sample(
+            {
+                "in_text_dim": 16,
+                "in_text_dim2": 8,
+                "time_dim": 16,
+                "model_dim": 24,
+                "ff_dim": 32,
+                "num_text_blocks": 4,
+                "num_visual_blocks": 4,
+                "axes_dims": (4, 4, 4),
+            },
+            {
+                "hidden_states": floats(1, 2, 8, 8, 4),
+                "encoder_hidden_states": floats(1, 6, 16),
+                "timestep": floats(1, value=900.0),
+                "pooled_projections": floats(1, 8),
+                "visual_rope_pos": [whole(*range(2)), whole(*range(4)), whole(*range(4))],
+                "text_rope_pos": whole(*range(6)),
+                "scale_factor": (1.0, 2.0, 2.0),
+            },
+        ),
     )
 )
 register(
@@ -35,6 +57,32 @@ register(
         modality=("video", "audio"),
         needs="0.42",
         note="The second stream is audio, and None for silent video.",
+        sample=Sample(
+            {
+                "in_visual_dim": 4,
+                "out_visual_dim": 4,
+                "in_text_dim": 16,
+                "in_text_dim2": 8,
+                "time_dim": 16,
+                "model_dim": 24,
+                "ff_dim": 32,
+                "num_text_blocks": 4,
+                "num_visual_blocks": 4,
+                "axes_dims": (4, 4, 4),
+                "in_audio_dim": 4,
+                "out_audio_dim": 4,
+                "ca_rope": True,
+                "cross_gates": True,
+                "fix_modulation": True,
+            },
+            {
+                "hidden_states": floats(1, 2, 8, 8, 9),
+                "encoder_hidden_states": floats(1, 6, 16),
+                "pooled_projections": floats(1, 8),
+                "timestep": floats(1, value=900.0),
+                "audio_hidden_states": floats(1, 10, 4),
+            },
+        ),
     )
 )
 register(

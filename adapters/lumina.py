@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from cachedit_cli.registry import BlockList, ModelAdapter, register
 from cachedit_cli.terms.pattern import ForwardPattern
+from cachedit_cli.terms.sample import Numbers, Sample, floats
 
 register(
     ModelAdapter(
@@ -16,6 +17,28 @@ register(
         lists=(BlockList("layers", ForwardPattern.Pattern_3, "num_layers"),),
         pipelines=("LuminaPipeline",),
         guidance="one forward, both branches in a batch, conditional first",
+        sample=Sample(
+            {
+                "sample_size": 8,
+                "patch_size": 2,
+                "in_channels": 4,
+                "hidden_size": 24,
+                "num_layers": 4,
+                "num_attention_heads": 3,
+                "num_kv_heads": 1,
+                "multiple_of": 8,
+                "learn_sigma": False,
+                "cross_attention_dim": 16,
+            },
+            {
+                "hidden_states": floats(1, 4, 8, 8),
+                "timestep": floats(1, value=0.9),
+                "encoder_hidden_states": floats(1, 6, 16),
+                "encoder_mask": floats(1, 6, value=1.0),
+                "image_rotary_emb": Numbers((4, 4, 4), "complex"),
+                "cross_attention_kwargs": {},
+            },
+        ),
     )
 )
 register(

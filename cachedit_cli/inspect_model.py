@@ -18,10 +18,11 @@ from . import pipeline, registry
 from .detect import Found, choose
 from .errors import InputError
 from .guess import guess
-from .miniature import build, shrunk, weightless
+from .miniature import build, real, shrunk, weightless
 from .registry import ModelAdapter
 from .target import Part, class_named, resolve
 from .terms.pattern import ForwardPattern, Streams, as_streams, find_slots
+from .terms.sample import Sample
 from .trace import Candidate, Trace, Watch, candidates
 
 __all__ = ["Inspection", "ListFacts", "ModelFacts", "Seen", "facts", "inspect"]
@@ -132,16 +133,21 @@ def inspect(target: str) -> Inspection:
 
 
 def _unweighted(part: Part) -> Seen:
-    """Watch a forward of the full model without weights; where it needs real numbers, of a small one."""
+    """Watch a forward: of the instance that the adapter describes, of the full model without weights, or a small one."""
     cls = class_named(part.transformer)
     if cls is None:
         raise InputError(f"{part.transformer}: this diffusers has no such class{_needed(part.transformer)}")
     model = weightless(cls, part.config)
+    adapter = registry.find(part.transformer)
+    found = _sampled(cls, adapter.sample) if adapter is not None and adapter.sample is not None else None
+    if isinstance(found, list):
+        return Seen(model, found, "a forward of the smallest instance (random weights)")
     size = "full size, no weights" + ("" if part.config else ", default configuration")
     traces = [Trace(each) for each in candidates(model)]
     reason = guess(model, _runner(model, traces))
     if reason is None:
         return Seen(model, traces, f"a forward of the model ({size})")
+    reason = found or reason
     try:
         config = shrunk(cls, part.config)
         if sum(weight.numel() for weight in weightless(cls, config).parameters()) > _LARGEST:
@@ -153,6 +159,18 @@ def _unweighted(part: Part) -> Seen:
     if guess(small, _runner(small, traces)) is not None:
         return Seen(model, reason=reason)
     return Seen(model, traces, "a forward of a small instance (few layers, random weights)")
+
+
+def _sampled(cls: type[nn.Module], sample: Sample) -> list[Trace] | str:
+    """Return what a forward of the adapter's sample showed, or why it does not go through with this diffusers."""
+    try:
+        model = build(cls, sample.config, torch.device("cpu"))
+        traces = [Trace(each) for each in candidates(model)]
+        with torch.no_grad():
+            _runner(model, traces)({"return_dict": False, **real(sample.inputs)})
+    except Exception as error:
+        return f"{type(error).__name__}: {pipeline.first_line(error)}"
+    return traces
 
 
 def _needed(transformer: str) -> str:
@@ -242,8 +260,9 @@ def _list(
 
 
 def _number(blocks: nn.ModuleList, streams: Streams) -> int | None:
-    """Return the number of the pattern that finds the same states at the same places."""
-    for number, pattern in enumerate(ForwardPattern):
+    """Return the number of the pattern that finds the same states at the same places; with as many taken, if one does."""
+    ordered = sorted(enumerate(ForwardPattern), key=lambda each: len(each[1].value.takes) != len(streams.takes))
+    for number, pattern in ordered:
         try:
             places = {name: slot.name for name, slot in find_slots(blocks[0].forward, pattern.value).items()}
             theirs = {name: slot.name for name, slot in find_slots(blocks[0].forward, streams).items()}

@@ -1,7 +1,7 @@
 """Builds a transformer from its class alone: without memory on the meta device, or with few and narrow layers.
 
 Knows constructors and the usual names of their sizes; values that a constructor wants and has no default for are found
-by what its errors point at.
+by what its errors point at. Makes the inputs that an adapter's sample describes.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ import linecache
 import re
 import warnings
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .errors import InputError
+from .terms.sample import Made, Numbers
 
-__all__ = ["build", "shrunk", "weightless"]
+__all__ = ["build", "real", "shrunk", "weightless"]
 
 _LAYERS = 4
 _HEADS = 2
@@ -69,8 +71,38 @@ def build(cls: type[nn.Module], config: Mapping[str, Any], device: torch.device)
                 raise InputError(
                     f"{cls.__name__} cannot be built: {said[0] if said else type(error).__name__}"
                 ) from error
-            taken[name] = _USUAL[name]
+            taken[name] = _usual(parameters[name])
     raise InputError(f"{cls.__name__} cannot be built from its defaults")
+
+
+def _usual(parameter: inspect.Parameter) -> Any:
+    """Return the usual value of an argument; one number where it is several elsewhere, if the annotation says so."""
+    value = _USUAL[parameter.name]
+    several = re.search("list|tuple|sequence", str(parameter.annotation), re.IGNORECASE)
+    return value[0] if isinstance(value, list) and not several else value
+
+
+def real(value: Any) -> Any:
+    """Return what an entry of a sample's inputs stands for, on the CPU; numbers that are drawn are always the same."""
+    if isinstance(value, Numbers):
+        return _tensor(value)
+    if isinstance(value, Made):
+        return getattr(import_module(value.module), value.name)(*value.arguments)
+    if isinstance(value, (list, tuple)):
+        return type(value)(real(each) for each in value)
+    if isinstance(value, Mapping):
+        return {name: real(each) for name, each in value.items()}
+    return value
+
+
+def _tensor(numbers: Numbers) -> Tensor:
+    kind = {"float": torch.float32, "long": torch.long, "bool": torch.bool, "complex": torch.complex64}[numbers.kind]
+    if isinstance(numbers.value, list):
+        return torch.tensor(numbers.value, dtype=kind)
+    if numbers.value is not None:
+        return torch.full(numbers.shape, numbers.value, dtype=kind)
+    drawn = torch.randn(numbers.shape, generator=torch.Generator().manual_seed(0))
+    return torch.polar(torch.ones(numbers.shape), drawn) if numbers.kind == "complex" else drawn
 
 
 def _lacking(error: Exception, taken: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> str | None:

@@ -25,6 +25,7 @@ from typing import Any
 from .errors import InputError
 from .terms.config import CacheConfig
 from .terms.pattern import ForwardPattern, Streams
+from .terms.sample import Sample
 
 __all__ = [
     "OLDEST_DIFFUSERS",
@@ -92,6 +93,7 @@ class ModelAdapter:
         defaults: Settings that suit the family, made with ``DBCacheConfig.reset``.
         functor: Makes the PatchFunctor that the model needs, if any.
         note: Pitfalls worth knowing.
+        sample: A small instance and its inputs, where they cannot be guessed from the class.
     """
 
     name: str
@@ -107,6 +109,7 @@ class ModelAdapter:
     defaults: CacheConfig | None = None
     functor: Callable[[], Any] | None = None
     note: str = ""
+    sample: Sample | None = None
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -13,34 +14,13 @@ import torch
 from cachedit_cli import demo, recipe, registry
 from cachedit_cli.cli import main
 from cachedit_cli.inspect_model import inspect
+from cachedit_cli.terms.pattern import as_streams
 from cachedit_cli.trace import Trace, Watch, candidates
 from tests.tiny_models import TINY
 
 CAUGHT = pytest.CaptureFixture[str]
 
-#: Families: for each list its length by default, and its pattern.
-MEASURED: dict[str, dict[str, tuple[int, str]]] = {
-    "flux": {"transformer_blocks": (19, "Pattern_1"), "single_transformer_blocks": (38, "Pattern_1")},
-    "sd3": {"transformer_blocks": (18, "Pattern_1")},
-    "chroma": {"transformer_blocks": (19, "Pattern_1"), "single_transformer_blocks": (38, "Pattern_3")},
-    "qwen-image": {"transformer_blocks": (60, "Pattern_1")},
-    "wan": {"blocks": (40, "Pattern_2")},
-    "wan-vace": {"blocks": (40, "Pattern_2")},
-    "sana": {"transformer_blocks": (20, "Pattern_3")},
-    "pixart": {"transformer_blocks": (28, "Pattern_3")},
-    "dit": {"transformer_blocks": (28, "Pattern_3")},
-    "hunyuan-video": {"transformer_blocks": (20, "Pattern_0"), "single_transformer_blocks": (40, "Pattern_0")},
-    "hunyuan-video-15": {"transformer_blocks": (54, "Pattern_0")},
-    "cogvideox": {"transformer_blocks": (30, "Pattern_0")},
-    "cogview4": {"transformer_blocks": (30, "Pattern_0")},
-    "ltx-video": {"transformer_blocks": (28, "Pattern_2")},
-    "auraflow": {"joint_transformer_blocks": (4, "Pattern_1"), "single_transformer_blocks": (32, "Pattern_3")},
-    "lumina2": {"layers": (26, "Pattern_3")},
-    "mochi": {"transformer_blocks": (48, "Pattern_0")},
-    "stable-audio": {"transformer_blocks": (24, "Pattern_3")},
-    "allegro": {"transformer_blocks": (32, "Pattern_2")},
-    "z-image": {"layers": (30, "x -> x")},
-}
+ALL = registry.all_adapters()
 
 
 def ran(*arguments: str, caught: CAUGHT) -> tuple[int, str, str]:
@@ -67,21 +47,30 @@ def model_of(target: str, caught: CAUGHT) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("family", MEASURED)
-@pytest.mark.filterwarnings("ignore")  # of the tiny models
-def test_a_family_is_measured_without_weights(family: str) -> None:
-    adapter = registry.by_name(family)
+def needed(adapter: registry.ModelAdapter) -> None:
     if not hasattr(diffusers, adapter.transformer):
-        pytest.skip(f"this diffusers has no {adapter.transformer}")
-    (model,) = inspect(family).models
-    assert (model.adapter, model.reason) == (family, None)
+        pytest.skip(f"diffusers {diffusers.__version__} has no {adapter.transformer}; it came with {adapter.needs}")
+
+
+@pytest.mark.parametrize("adapter", ALL, ids=lambda adapter: adapter.name)
+@pytest.mark.filterwarnings("ignore")  # of the models
+def test_every_class_is_measured_without_weights_and_agrees_with_its_adapter(adapter: registry.ModelAdapter) -> None:
+    """And shows what a tiny model shows, for which the inputs are known."""
+    needed(adapter)
+    (model,) = inspect(adapter.transformer).models
+    assert (model.adapter, model.reason) == (adapter.name, None)
+    assert model.traced is not None
     lists = {each.path: each for each in model.lists}
-    for path, (count, pattern) in MEASURED[family].items():
-        found = lists[path]
-        assert (found.blocks, found.pattern, found.registered, found.problem) == (count, pattern, pattern, None)
+    defaults = {
+        name: each.default
+        for name, each in signature(getattr(diffusers, adapter.transformer).__init__).parameters.items()
+    }
+    for entry in adapter.lists:
+        found, pattern = lists[entry.path], str(as_streams(entry.pattern))
+        assert (found.pattern, found.registered, found.problem) == (pattern, pattern, None)
         assert 0 < found.parameters < model.parameters
-        tiny = called(adapter.transformer, path)
-        assert (found.block, found.positional, found.keywords) == tiny
+        assert entry.length is None or found.blocks == defaults[entry.length]
+        assert (found.block, found.positional, found.keywords) == called(adapter.transformer, entry.path)
     assert not any("this forward shows" in note for note in model.notes)
 
 
@@ -162,16 +151,6 @@ def test_the_real_model_shows_the_same(capsys: CAUGHT) -> None:
 
 def test_a_pipeline_class_stands_for_its_transformer(capsys: CAUGHT) -> None:
     assert model_of("StableDiffusion3Pipeline", capsys)["transformer"] == "SD3Transformer2DModel"
-
-
-def test_what_cannot_be_traced_is_said_and_the_adapter_speaks(capsys: CAUGHT) -> None:
-    if not hasattr(diffusers, "OmniGenTransformer2DModel"):
-        pytest.skip("this diffusers has no OmniGen")
-    code, out, err = ran("inspect", "omnigen", caught=capsys)
-    assert (code, err) == (0, "")
-    assert "measured  no: it could not be traced (" in out
-    assert "--trace looks at the real model" in out
-    assert "pattern   Pattern_3, as the adapter says, not measured" in out
 
 
 @pytest.mark.parametrize(

@@ -170,6 +170,15 @@ def test_inspect_finds_a_class_that_a_plugin_defines(folder: Path, pipeline: Pat
     assert entry["changed"] == {}
 
 
+def test_inspect_says_why_a_class_could_not_be_traced(folder: Path, capsys: CAUGHT) -> None:
+    module = (folder / "my_transformer.py").read_text()
+    (folder / "other.py").write_text(module.replace("timestep,", "schedule,").replace("timestep.", "schedule.now."))
+    code, out, err = ran("inspect", "MyTransformer", "--plugin", "other.py", caught=capsys)
+    assert (code, err) == (0, "")
+    assert "measured  no: it could not be traced (AttributeError: 'Tensor' object has no attribute 'now')" in out
+    assert "--trace looks at the real model" in " ".join(out.split())
+
+
 def test_trace_looks_at_the_real_model(folder: Path, pipeline: Path, capsys: CAUGHT) -> None:
     for target in (a_recipe(folder, pipeline, "adapter: auto"), str(pipeline)):
         code, out, err = ran("inspect", target, "--trace", "--json", *WITH_CLASS, caught=capsys)
