@@ -133,7 +133,7 @@ def inspect(target: str) -> Inspection:
 
 
 def _unweighted(part: Part) -> Seen:
-    """Watch a forward: of the instance that the adapter describes, of the full model without weights, or a small one."""
+    """Watch a forward: of the adapter's sample, of the full model without weights, or of a small one."""
     cls = class_named(part.transformer)
     if cls is None:
         raise InputError(f"{part.transformer}: this diffusers has no such class{_needed(part.transformer)}")
@@ -260,7 +260,7 @@ def _list(
 
 
 def _number(blocks: nn.ModuleList, streams: Streams) -> int | None:
-    """Return the number of the pattern that finds the same states at the same places; with as many taken, if one does."""
+    """Return the number of the pattern with the same states at the same places, if there is one."""
     ordered = sorted(enumerate(ForwardPattern), key=lambda each: len(each[1].value.takes) != len(streams.takes))
     for number, pattern in ordered:
         try:
