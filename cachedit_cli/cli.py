@@ -89,6 +89,9 @@ def _options(
 def run(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a bundled recipe.")],
     prompt: Annotated[list[str] | None, typer.Option(help="Prompt; give it again for more pictures.")] = None,
+    prompts: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Prompts from a file: .txt, .csv or .jsonl, a prompt a line.")
+    ] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What the pictures should not show.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the first picture.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
@@ -114,6 +117,8 @@ def run(
     from .recipe import Override, load
     from .screen import Screen, console, show, tables
 
+    if prompt and prompts is not None:
+        raise InputError("--prompt and --prompts exclude each other: give one of them")
     overrides: list[str | Override] = list(changes or ())
     several = prompt is not None and len(prompt) > 1
     for option, key, value in (
@@ -122,6 +127,7 @@ def run(
             "generate.prompts" if several else "generate.prompt",
             prompt if several or not prompt else prompt[0],
         ),
+        ("--prompts", "generate.prompts", prompts),
         ("--negative-prompt", "generate.negative_prompt", negative_prompt),
         ("--seed", "generate.seed", seed),
         ("--steps", "generate.num_inference_steps", steps),

@@ -28,7 +28,7 @@ def compare(
         list[str] | None,
         typer.Option(metavar="KEY=A,B,C", help="Try each value of a field; given again, every combination."),
     ] = None,
-    prompts: Annotated[str | None, typer.Option(metavar="FILE", help="A text file with a prompt a line.")] = None,
+    prompts: Annotated[str | None, typer.Option(metavar="FILE", help="A .txt, .csv or .jsonl file.")] = None,
     seeds: Annotated[str | None, typer.Option(metavar="A,B,C", help="Seeds of each prompt's pictures.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     changes: Annotated[

@@ -15,8 +15,8 @@ from pathlib import Path
 from . import plan
 from .compare_record import Comparison, Entry, read
 from .errors import InputError
-from .files import reason
 from .jobs import jobs
+from .prompts_file import read_prompts
 from .recipe import Override, Recipe, load
 
 __all__ = [
@@ -71,7 +71,7 @@ def prepare(
         vary: Texts KEY=A,B,C.
         changes: What `--set` and its shorthands change in every recipe.
         seeds: Text A,B,C; None for those of the first recipe.
-        prompts: A text file with a prompt a line; None for those of the first recipe.
+        prompts: A file of prompts; None for those of the first recipe.
         fewer_steps: Add rows with fewer steps at the cost of the variants.
         command: The command line, for the record.
         version: cachedit's, for the record.
@@ -174,23 +174,17 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def parse_prompts(file: str) -> list[str]:
-    """Return the lines of a text file that say something, each once.
+    """Return the prompts of a file, each once.
 
     Raises:
-        InputError: It cannot be read, is not text, or is empty.
+        InputError: It cannot be read, is not text, or is empty; a line of it has settings of its own.
     """
-    try:
-        text = Path(file).read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise InputError(f"--prompts {file}: cannot be read: {reason(error)}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"--prompts {file}: is not text in UTF-8; write a prompt a line") from error
-    if "\0" in text:
-        raise InputError(f"--prompts {file}: is not text; write a prompt a line")
-    lines = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
-    if not lines:
-        raise InputError(f"--prompts {file}: is empty; write a prompt a line")
-    return lines
+    lines = read_prompts(file)
+    own = {name: None for line in lines for name in (*line.overrides, *(["seed"] if line.seed is not None else []))}
+    if own:
+        what = f"{', '.join(own)} of single prompts"
+        raise InputError(f"{file}: sets {what}, but a comparison draws all of them alike; leave that out")
+    return list(dict.fromkeys(line.prompt for line in lines))
 
 
 def _variants(

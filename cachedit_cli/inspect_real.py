@@ -7,6 +7,7 @@ from typing import Any
 from . import pipeline
 from .errors import CacheditError, InputError, RunError
 from .inspect_model import Inspection, ModelFacts, Seen, facts
+from .jobs import jobs
 from .models import ModelFiles
 from .plan import call_arguments
 from .recipe import Recipe
@@ -81,7 +82,7 @@ def _opened(files: ModelFiles, recipe: Recipe | None) -> tuple[Any, dict[str, An
     device = pipeline.pick_device(model.device)
     cls = pipeline.call_class(files, model.pipeline, model.revision)
     arguments = call_arguments(recipe) if recipe is not None else {}
-    prompt = recipe.generate.all_prompts()[0] if recipe is not None else _PROMPT
+    prompt = jobs(recipe)[0].prompt if recipe is not None else _PROMPT
     if pipeline.takes(cls, "prompt") and not any(name.startswith("prompt") for name in arguments):
         arguments["prompt"] = prompt if prompt is not None else _PROMPT
     if pipeline.takes(cls, "num_inference_steps"):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .files import slug
+from .prompts_file import read_prompts
 from .recipe import Recipe
 
 __all__ = ["Call", "Job", "alone", "calls", "jobs", "key_of", "stems"]
@@ -49,8 +50,18 @@ class Call:
 
 
 def jobs(recipe: Recipe) -> list[Job]:
-    """Return a job for each prompt and seed, prompts outside."""
+    """Return a job for each prompt and seed, prompts outside.
+
+    Raises:
+        InputError: The file of prompts cannot be read, or something is wrong with its lines.
+    """
     settings = recipe.generate
+    if isinstance(settings.prompts, str):
+        return [
+            Job(line.prompt, seed, line.overrides)
+            for line in read_prompts(settings.prompts)
+            for seed in settings.all_seeds(line.seed)
+        ]
     return [Job(prompt, seed) for prompt in settings.all_prompts() for seed in settings.all_seeds()]
 
 

@@ -103,6 +103,24 @@ def _about_auto(recipe: Recipe, files: ModelFiles, used: Mapping[str, ModelAdapt
     return [f"auto: {adapter.transformer} is registered as {adapter.name!r}" for adapter in used.values()]
 
 
+def _about_own(recipe: Recipe, arguments: Mapping[str, Any], defaults: CacheConfig | None) -> list[str]:
+    """Return what pictures have of their own; a mask has to fit each number of steps."""
+    todo = jobs(recipe)
+    own = [job for job in todo if job.overrides]
+    if not own:
+        return []
+    key = "num_inference_steps"
+    for steps in sorted({job.overrides[key] for job in own if key in job.overrides}):
+        try:
+            config = recipe.cache_config(steps, defaults)
+            if config is not None:
+                _mask(config, steps, arguments)
+        except InputError as error:
+            raise InputError(f"{recipe.generate.prompts}: {key} {steps}: {error}") from error
+    names = sorted({name for job in own for name in job.overrides})
+    return [f"{len(own)} of {len(todo)} pictures have settings of their own: {', '.join(names)}"]
+
+
 def build(recipe: Recipe) -> Plan:
     """Return the plan of a run.
 
@@ -125,6 +143,7 @@ def build(recipe: Recipe) -> Plan:
     if steps is None:
         notes.append("the number of steps is the pipeline's default, and shows when it is loaded")
     notes += [f"{unit.info.name}: how many blocks it has is not known yet" for unit in units if unit not in known]
+    notes += _about_own(recipe, arguments, first.defaults if first else None)
     notes += _about_auto(recipe, files, used) if config else []
     notes += sorted({adapter.note for adapter in used.values() if adapter.note})
     return Plan(

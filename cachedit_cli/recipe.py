@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError
+from .prompts_file import read_prompts
 from .recipe_check import MAPPING, check_version, gone, typed
 from .recipe_model import Recipe
 from .recipe_schema import json_schema
@@ -61,7 +62,10 @@ def load(source: str | Path, overrides: Sequence[str | Override] = ()) -> Recipe
     if "name" not in tree.value:
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(file).stem).strip("-._")[:64]
         tree = replace(tree, value=tree.value | {"name": Node(name or "recipe", tree.mark)})
-    return typed(tree, file, problems)
+    recipe = typed(tree, file, problems)
+    if isinstance(recipe.generate.prompts, str):
+        read_prompts(recipe.generate.prompts)
+    return recipe
 
 
 def bundled() -> list[BundledRecipe]:

@@ -20,7 +20,7 @@ from .recipe_model import KINDS, VERSION, Generate, Recipe
 from .recipe_options import uncacheable
 from .recipe_yaml import Node, Problem, complain, dotted, plain, shorten
 
-__all__ = ["MAPPING", "check_version", "gone", "typed"]
+__all__ = ["MAPPING", "check_version", "gone", "in_words", "typed"]
 
 MAPPING = "a mapping (lines `key: value`)"
 
@@ -203,7 +203,7 @@ def _problem(tree: Node, error: ErrorDetails) -> Problem:
     if error["type"] == "missing":
         meaning = section.model_fields[str(last)].description or ""
         return _at(tree, keys, f"missing: {meaning}")
-    return _at(tree, keys, _reason(error))
+    return _at(tree, keys, in_words(error))
 
 
 def _sections(annotation: Any) -> Iterator[type[Section]]:
@@ -242,7 +242,8 @@ def _owner(key: str) -> str:
     return f", but of {' and '.join(owners)}" if owners else ""
 
 
-def _reason(error: ErrorDetails) -> str:
+def in_words(error: ErrorDetails) -> str:
+    """Return what pydantic complains of, in our words, without the place."""
     value, kind, context = error["input"], error["type"], error.get("ctx", {})
     match kind:
         case "value_error":

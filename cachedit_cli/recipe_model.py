@@ -25,7 +25,20 @@ from .terms.config import (
     merge,
 )
 
-__all__ = ["KINDS", "VERSION", "Blocks", "Cache", "Calibrator", "Generate", "Model", "Output", "Params", "Recipe"]
+__all__ = [
+    "KINDS",
+    "PROMPT_FILES",
+    "VERSION",
+    "Blocks",
+    "Cache",
+    "Calibrator",
+    "Generate",
+    "Model",
+    "Output",
+    "Params",
+    "PromptLine",
+    "Recipe",
+]
 
 VERSION = 1
 
@@ -121,6 +134,19 @@ def _differ(seeds: list[int]) -> list[int]:
     return seeds
 
 
+PROMPT_FILES = (".txt", ".csv", ".jsonl")
+"""How the names of files of prompts end."""
+
+
+def _is_prompts(value: str) -> str:
+    if not value.lower().endswith(PROMPT_FILES):
+        raise ValueError(
+            f"{value!r} is neither a list nor a file that ends in {', '.join(PROMPT_FILES)} (one prompt is `prompt`)"
+        )
+    return value
+
+
+_A_FILE = AfterValidator(_is_prompts)
 _Text = Annotated[str, Field(min_length=1)]
 _Count = Annotated[int, Field(ge=1)]
 _Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
@@ -169,8 +195,21 @@ class Generate(Section):
     """What is drawn, and with which arguments of the pipeline."""
 
     prompt: str | None = Field(default=None, description="What to draw.")
-    prompts: Annotated[list[str], Field(min_length=1)] | None = Field(
-        default=None, description="Several prompts instead of `prompt`, each with images of its own."
+    prompts: (
+        Annotated[
+            str | list[str],
+            OneOf(
+                {"<text>": Annotated[str, _A_FILE], "<list>": Annotated[list[str], Field(min_length=1)]},
+                _path_kind,
+            ),
+        ]
+        | None
+    ) = Field(
+        default=None,
+        description="Several prompts instead of `prompt`, each with images of its own: a list, or a file, relative to "
+        "where you are: `.txt` with a prompt a line, `.csv` with a first line that names the columns, or `.jsonl` with "
+        "an object a line. Columns and keys are `prompt` and, for settings of its own, `negative_prompt`, `seed`, "
+        "`num_inference_steps`, `guidance_scale`, `true_cfg_scale`, `height` and `width`.",
     )
     negative_prompt: str | None = Field(default=None, description="What not to draw, for models with real guidance.")
     num_inference_steps: _Steps | None = Field(
@@ -196,7 +235,9 @@ class Generate(Section):
     )
 
     def all_prompts(self) -> tuple[str | None, ...]:
-        """Return the prompts; a single None for a pipeline that takes none."""
+        """Return the prompts that stand here, none if a file has them; a single None for a pipeline that takes none."""
+        if isinstance(self.prompts, str):
+            return ()
         return tuple(self.prompts) if self.prompts is not None else (self.prompt,)
 
     @property
@@ -204,9 +245,31 @@ class Generate(Section):
         """Whether there is a prompt."""
         return self.prompt is not None or self.prompts is not None
 
-    def all_seeds(self) -> Sequence[int]:
-        """Return the seeds of each prompt's images."""
-        return self.seeds if self.seeds is not None else range(self.seed, self.seed + self.num_images)
+    def all_seeds(self, own: int | None = None) -> Sequence[int]:
+        """Return the seeds of each prompt's images; those of a prompt with its ``own`` begin there."""
+        if self.seeds is not None:
+            return self.seeds if own is None else (own,)
+        first = self.seed if own is None else own
+        return range(first, first + self.num_images)
+
+
+class PromptLine(Section):
+    """What a line of a file of prompts says; what it leaves out is as in the recipe."""
+
+    prompt: _Text
+    negative_prompt: str | None = None
+    seed: _Seed | None = None
+    num_inference_steps: _Steps | None = None
+    guidance_scale: _Finite | None = None
+    true_cfg_scale: _Finite | None = None
+    height: _Count | None = None
+    width: _Count | None = None
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """Return the arguments of the pipeline's call that it sets, besides prompt and seed."""
+        given = self.model_dump(exclude_none=True)
+        return {name: value for name, value in given.items() if name not in ("prompt", "seed")}
 
 
 class Output(Section):

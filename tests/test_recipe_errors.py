@@ -137,7 +137,8 @@ def test_a_file_that_is_no_recipe_at_all(content: str | bytes, expected: str) ->
         (HEAD.replace("prompt: a", "prompt: 5"), "r.yaml:3:20: generate.prompt: 5 is not text (put it in quotes)"),
         (
             HEAD.replace("prompt: a", "prompts: a"),
-            "r.yaml:3:21: generate.prompts: 'a' is not a list (put it in square brackets)",
+            "r.yaml:3:21: generate.prompts: 'a' is neither a list nor a file that ends in .txt, .csv, .jsonl "
+            "(one prompt is `prompt`)",
         ),
         (
             HEAD.replace("a}", "a, seeds: [1, 1]}"),
