@@ -203,7 +203,7 @@ class BlockCache(Runner[BlockContext]):
         if context.front is None or context.front_norm is None or context.front.shape != residual.shape:
             now.verdict = Verdict("compute", "no-history")
             return
-        diff = float((l1(context.front - residual) / context.front_norm).item())
+        diff = float(self.unit.ratio(l1(context.front - residual), context.front_norm).item())
         now.diff, now.threshold, now.verdict = diff, threshold, by_difference(diff, threshold)
         self._shared = (tick.generation, tick.step, diff)
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..errors import InputError, RunError
 from ..patches import SLOT, Call, CallPatch, FunctorPatch, MethodPatch, Undoable, forbid_compiling
+from ..ranks import ratio
 from ..signature import Signature
 from ..terms.block_adapter import BlockAdapter
 from ..terms.config import CacheConfig, CalibratorConfig, DBCacheConfig, DBPruneConfig, complete
@@ -258,7 +259,8 @@ class Installation:
             used |= {id(block) for block in member.blocks}
             station = next(each for each in self._site.stations if each.model is member.transformer)
             config, calibrator, info = settle(member, self.cache_config, self.calibrator_config, adapter.skips)
-            unit = Unit(member.name, member.streams, [find_slots(b.forward, member.streams) for b in member.blocks])
+            slots = [find_slots(block.forward, member.streams) for block in member.blocks]
+            unit = Unit(member.name, member.streams, slots, partial(ratio, station.model))
             calibration = Calibration.of(calibrator)
             runner: Runner[Any]
             if isinstance(config, DBPruneConfig):

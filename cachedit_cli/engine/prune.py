@@ -110,7 +110,7 @@ class BlockPrune(Runner[PruneContext]):
             return Verdict("compute", "no-history")
         diffs = now.context.diffs
         threshold = self._threshold(diffs)
-        diff = float((l1(memory.before - state.detach()) / memory.norm).item())
+        diff = float(self.unit.ratio(l1(memory.before - state.detach()), memory.norm).item())
         diffs.append(diff)
         now.threshold = threshold
         return by_difference(diff, threshold)

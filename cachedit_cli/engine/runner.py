@@ -7,7 +7,7 @@ how it is attached to the blocks (``install``), or why to reuse (``decide``).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -35,11 +35,13 @@ class Unit:
         name: Name of the context in log and tables.
         streams: What the blocks take and return.
         slots: Where each block finds the carried streams among its arguments.
+        ratio: Divides two sums over a sample, of which several processes may hold parts.
     """
 
     name: str
     streams: Streams
     slots: Sequence[dict[str, Slot]]
+    ratio: Callable[[Tensor, Tensor], Tensor]
 
     @property
     def count(self) -> int:
