@@ -102,6 +102,9 @@ def run(
     num_images: Annotated[int | None, typer.Option(help="Pictures a prompt, each with the next seed.")] = None,
     output_dir: Annotated[str | None, typer.Option(help="Folder in which the run gets its folder.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cuda, cuda:N, mps or cpu.")] = None,
+    resume: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Go on with a run: draw what it lacks, or what is damaged.")
+    ] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Generate without caching: the baseline.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan; load and write nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Write one JSON document to stdout, all else to stderr.")] = (
@@ -113,8 +116,9 @@ def run(
     """Generate what a recipe asks for, and show what caching saved."""
     from . import plan, report
     from .files import readable_json
-    from .progress import failures
+    from .progress import failures, resumed
     from .recipe import Override, load
+    from .resume import everything, left_over
     from .screen import Screen, console, show, tables
 
     if prompt and prompts is not None:
@@ -142,19 +146,25 @@ def run(
         _load(plugins)
         loaded = load(recipe, overrides)
         planned = plan.build(loaded)
+        left = everything(loaded) if resume is None else left_over(loaded, resume)
         on = console(stderr=as_json)
         if dry_run and as_json:
             print(readable_json(report.plan_json(planned)), end="")
             return
         show(on, report.plan(planned))
+        if left.folder is not None:
+            on.print(resumed(left), markup=False, soft_wrap=True)
         if dry_run:
             return
         from .run import generate
 
         with Screen(on) as screen:
-            outcome = generate(loaded, command=["cachedit", *sys.argv[1:]], version=__version__, watcher=screen)
+            command = ["cachedit", *sys.argv[1:]]
+            outcome = generate(loaded, command=command, version=__version__, watcher=screen, left=left)
     record = outcome.record
     if record.images:
+        if planned.images > 1:
+            on.print(f"{len(record.images)} pictures in {outcome.folder}", markup=False, soft_wrap=True)
         show(on, *tables(record))
     if as_json:
         facts = outcome.as_dict()

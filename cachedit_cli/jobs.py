@@ -106,8 +106,10 @@ def stems(todo: Sequence[Job], recipe: str, taken: Collection[str] = ()) -> list
 
 
 def alone(recipe: Recipe, job: Job) -> dict[str, Any]:
-    """Return the recipe that draws this picture and no other, as plain data."""
+    """Return the recipe that draws this picture and no other, as plain data; wherever it is saved."""
     settings = recipe.resolved()
+    output = {name: value for name, value in settings.pop("output", {}).items() if name != "dir"}
     shared = {name: value for name, value in settings["generate"].items() if name not in LISTING}
     prompt = {} if job.prompt is None else {"prompt": job.prompt}
-    return {**settings, "generate": {**prompt, **shared, **job.overrides, "seed": job.seed}}
+    generate = {**prompt, **shared, **job.overrides, "seed": job.seed}
+    return {**settings, "generate": generate, **({"output": output} if output else {})}

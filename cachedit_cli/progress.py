@@ -14,9 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 if TYPE_CHECKING:
     from .jobs import Job
+    from .resume import Left
     from .runs import Failed, Record
 
-__all__ = ["Overall", "failures"]
+__all__ = ["Overall", "failures", "resumed"]
 
 
 def failures(record: Record) -> str:
@@ -31,12 +32,19 @@ def failures(record: Record) -> str:
     return "\n".join(lines)
 
 
+def resumed(left: Left) -> str:
+    """Return what a run that goes on has, and what is drawn now."""
+    missing = sum(len(call.jobs) for call in left.calls)
+    gone = f"; gone or damaged: {', '.join(left.damaged)}" if left.damaged else ""
+    return f"{left.folder}: {left.pictures - missing} of {left.pictures} pictures are there{gone}"
+
+
 class Overall:
     """Counts the pictures of a run."""
 
-    def __init__(self, pictures: int) -> None:
+    def __init__(self, pictures: int, there: int) -> None:
         self._pictures = pictures
-        self._settled = 0
+        self._settled = there
         self._bar = Progress(
             TextColumn("all"),
             BarColumn(),
@@ -45,7 +53,7 @@ class Overall:
             TextColumn("left"),
             expand=False,
         )
-        self._task = self._bar.add_task("", total=pictures)
+        self._task = self._bar.add_task("", total=pictures, completed=there)
 
     @property
     def bar(self) -> RenderableType:
@@ -55,7 +63,7 @@ class Overall:
     def saved(self, batch: Sequence[Job], files: Sequence[Sequence[Path]], seconds: float) -> list[str]:
         """Return a line for each picture of a call that succeeded."""
         each = f"{seconds / len(batch):.2f} s"
-        return [f"{line}: {each}, {file}" for line, (file, *_) in zip(self._lines(batch), files, strict=True)]
+        return [f"{line}: {each}, {file.name}" for line, (file, *_) in zip(self._lines(batch), files, strict=True)]
 
     def failed(self, batch: Sequence[Job], error: str) -> list[str]:
         """Return a line for each picture of a call that failed."""

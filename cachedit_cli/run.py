@@ -16,8 +16,9 @@ from typing import Any, Protocol
 
 from . import pipeline
 from .errors import RunError
-from .jobs import Call, Job, calls, jobs, stems
+from .jobs import Call, Job
 from .recipe import Recipe
+from .resume import Left, everything
 from .runs import Failed, Image, Record, RunFolder, load
 from .terms.stats import ContextInfo, Row
 from .worker import Drawn, Failure, Order, working
@@ -44,8 +45,8 @@ class Outcome:
 class Watcher(Protocol):
     """Is told what happens, as it happens."""
 
-    def planned(self, pictures: int) -> None:
-        """So many pictures are going to be drawn."""
+    def planned(self, pictures: int, there: int) -> None:
+        """There will be so many pictures; so many are there already."""
 
     def opened(self, device: str, dtype: str, seconds: float) -> None:
         """The weights are loaded."""
@@ -83,9 +84,15 @@ def in_process(order: Order, todo: Sequence[Call], opened: Opened, watcher: Watc
 
 
 def generate(
-    recipe: Recipe, *, command: Sequence[str], version: str, watcher: Watcher, crew: Crew = in_process
+    recipe: Recipe,
+    *,
+    command: Sequence[str],
+    version: str,
+    watcher: Watcher,
+    crew: Crew = in_process,
+    left: Left | None = None,
 ) -> Outcome:
-    """Make the pictures of a recipe.
+    """Make the pictures of a recipe, or what is left over of a run.
 
     What was finished stays on the disk with its record, however the run ends. An interrupt is an outcome, not an
     exception; so are pictures that fail, unless none succeeds and all say the same.
@@ -94,24 +101,32 @@ def generate(
         InputError: Recipe and model, or recipe and machine, do not fit.
         RunError: The model could not be loaded, a file could not be written, or no picture could be drawn.
     """
-    record = Record(cachedit=version, recipe=recipe.resolved(), command=list(command))
-    folder = RunFolder.create(recipe.name, recipe.output.dir)
+    left = left or everything(recipe)
+    if left.folder is not None and left.record is not None:
+        folder, record = RunFolder(left.folder, recipe.name), left.record
+        record.resumed.append(list(command))
+        record.recipe, record.status, record.error, record.finished = recipe.resolved(), "running", None, None
+        folder.renumber(left.numbers)
+        folder.write(record)
+    else:
+        record = Record(cachedit=version, recipe=recipe.resolved(), command=list(command))
+        folder = RunFolder.create(recipe.name, recipe.output.dir)
     books = _Books(folder, record, watcher)
-    started = time.perf_counter()
+    began, before = time.perf_counter(), record.timings.get("total") or 0.0
     try:
-        books.carry_out(recipe, crew)
+        books.carry_out(left, crew)
     except KeyboardInterrupt:
         record.finish("interrupted")
     except BaseException as error:
         record.finish("failed", pipeline.first_line(error))
-        record.timings["total"] = time.perf_counter() - started
+        record.timings["total"] = before + time.perf_counter() - began
         with suppress(RunError):  # the first error is the one to tell
             books.conclude()
         raise
     else:
-        failed, todo = len(record.failures), len(record.failures) + len(record.images)
-        record.finish("failed" if failed else "done", f"{failed} of {todo} pictures failed" if failed else None)
-    record.timings["total"] = time.perf_counter() - started
+        failed = f"{len(record.failures)} of {left.pictures} pictures failed" if record.failures else None
+        record.finish("failed" if failed else "done", failed)
+    record.timings["total"] = before + time.perf_counter() - began
     books.conclude()
     return Outcome(folder.path, load(folder.path).record if record.kept else record)
 
@@ -126,16 +141,15 @@ class _Books:
         self._written = 0.0  # when the record was, and how long that took
         self._took = 0.0
 
-    def carry_out(self, recipe: Recipe, crew: Crew) -> None:
-        """Have everything drawn."""
-        todo = jobs(recipe)
-        named = {id(job): name for job, name in zip(todo, stems(todo, recipe.name), strict=True)}
-        batches = enumerate(calls(todo, recipe.generate.batch_size))
-        every = [Call(number, batch, tuple(named[id(job)] for job in batch)) for number, batch in batches]
-        self._watcher.planned(len(todo))
+    def carry_out(self, left: Left, crew: Crew) -> None:
+        """Have everything drawn that is left."""
+        todo = [job for call in left.calls for job in call.jobs]
+        self._watcher.planned(left.pictures, left.pictures - len(todo))
+        if not todo:
+            return
         overrides = tuple(sorted({name for job in todo for name in job.overrides}))
         order = Order(self._record.recipe, overrides, self._record.cachedit)
-        with closing(crew(order, every, self._opened, self._watcher)) as results:
+        with closing(crew(order, left.calls, self._opened, self._watcher)) as results:
             for call, result in results:
                 if isinstance(result, Failure):
                     self._fail(call, result)
@@ -155,7 +169,7 @@ class _Books:
 
     def _opened(self, environment: dict[str, Any], seconds: float) -> None:
         record = self._record
-        record.environment = record.environment or environment
+        record.environment = environment
         record.timings["load"] = max(record.timings.get("load") or 0.0, seconds)
         self._watcher.opened(environment["device"], environment["dtype"], seconds)
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from .errors import InputError, RunError
-from .files import json_line, reason
+from .files import json_line, reason, write_whole
 from .terms.stats import Reset, Row
 
-__all__ = ["FILE", "Finished", "Image", "append", "read_log"]
+__all__ = ["FILE", "Finished", "Image", "append", "read_log", "renumber"]
 
 FILE = "log.jsonl"
 
@@ -77,25 +77,43 @@ def append(
         RunError: It could not be written.
     """
     path = folder / FILE
-    line = {
-        "generation": generation,
-        "images": [asdict(image) for image in images],
-        "rows": [_but_generation(row) for row in rows],
-        "resets": [_but_generation(reset) for reset in resets],
-    }
     try:
         with path.open("ab") as file:
-            file.write(json_line(line).encode())
+            file.write(_line(generation, images, rows, resets).encode())
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
         raise RunError(f"{path}: could not be written: {reason(error)}") from error
 
 
+def _line(generation: int, images: Sequence[Image], rows: Sequence[Row], resets: Sequence[Reset]) -> str:
+    facts = {
+        "generation": generation,
+        "images": [{**asdict(image), "generation": generation} for image in images],
+        "rows": [_but_generation(row) for row in rows],
+        "resets": [_but_generation(reset) for reset in resets],
+    }
+    return json_line(facts)
+
+
 def _but_generation(entry: Row | Reset) -> dict[str, Any]:
     facts = asdict(entry)
     del facts["generation"]
     return facts
+
+
+def renumber(folder: Path, numbers: Mapping[int, int]) -> None:
+    """Write the file anew with the calls that are kept, under other numbers.
+
+    Raises:
+        RunError: It could not be written.
+    """
+    lines = [
+        _line(numbers[call.generation], call.images, call.rows, call.resets)
+        for call in read_log(folder)
+        if call.generation in numbers
+    ]
+    write_whole(folder / FILE, "".join(lines).encode())
 
 
 def read_log(folder: Path) -> Iterator[Finished]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import InputError, RunError
 from .files import readable_json, reason, slug, write_whole
-from .run_log import Image, append, read_log
+from .run_log import Image, append, read_log, renumber
 from .terms.stats import ContextInfo, ContextStats, DecisionLog, Reset, Row, collect
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ class Facts:
         error: Why it failed.
         started: ISO 8601 with the offset to UTC; so is ``finished``.
         timings: Seconds of the whole run: ``load``, ``text``, ``denoise``, ``decode``, ``total``.
+        resumed: The command lines that went on with it.
         images: What is finished: pictures, video, sound, latents; in the order of their calls.
         failures: What could not be drawn.
     """
@@ -73,6 +74,7 @@ class Facts:
     cachedit: str
     recipe: dict[str, Any]
     command: list[str] = field(default_factory=list)
+    resumed: list[list[str]] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
     status: Status = "running"
     error: str | None = None
@@ -210,6 +212,10 @@ class RunFolder:
             names.append(f"{stem}{suffix}" if number == 1 else f"{stem}.{number}{suffix}")
             write_whole(self.path / names[-1], data)
         return names
+
+    def renumber(self, numbers: Mapping[int, int]) -> None:
+        """Keep only some calls in ``log.jsonl``, under other numbers."""
+        renumber(self.path, numbers)
 
     def log(self, generation: int, images: Sequence[Image], rows: Sequence[Row], resets: Sequence[Reset]) -> None:
         """Append what one pipeline call made and decided to ``log.jsonl``."""

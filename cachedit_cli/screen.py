@@ -84,9 +84,9 @@ class Screen:
         if self._live is not None:
             self._live.stop()
 
-    def planned(self, pictures: int) -> None:
+    def planned(self, pictures: int, there: int) -> None:
         """Count them, if there are several."""
-        self._overall = Overall(pictures) if pictures > 1 else None
+        self._overall = Overall(pictures, there) if pictures > 1 else None
 
     def opened(self, device: str, dtype: str, seconds: float) -> None:
         """Say where the model is now."""

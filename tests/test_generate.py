@@ -37,8 +37,8 @@ class Told:
         self.errors: list[str] = []
         self._at_row = at_row
 
-    def planned(self, pictures: int) -> None:
-        self.pictures = pictures
+    def planned(self, pictures: int, there: int) -> None:
+        self.planned_pictures = (pictures, there)
 
     def opened(self, device: str, dtype: str, seconds: float) -> None:
         assert (device, dtype) == ("cpu", "float32")
