@@ -93,6 +93,9 @@ def run(
         str | None, typer.Option(metavar="FILE", help="Prompts from a file: .txt, .csv or .jsonl, a prompt a line.")
     ] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What the pictures should not show.")] = None,
+    image: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="Picture to start from; again where several are taken.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the first picture.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     changes: Annotated[
@@ -114,7 +117,7 @@ def run(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Generate what a recipe asks for, and show what caching saved."""
-    from . import plan, report
+    from . import inputs, plan, report
     from .files import readable_json
     from .progress import failures, resumed
     from .recipe import Override, load
@@ -133,6 +136,7 @@ def run(
         ),
         ("--prompts", "generate.prompts", prompts),
         ("--negative-prompt", "generate.negative_prompt", negative_prompt),
+        ("--image", "generate.image", image[0] if image is not None and len(image) == 1 else image),
         ("--seed", "generate.seed", seed),
         ("--steps", "generate.num_inference_steps", steps),
         ("--num-images", "generate.num_images", num_images),
@@ -146,6 +150,7 @@ def run(
         _load(plugins)
         loaded = load(recipe, overrides)
         planned = plan.build(loaded)
+        inputs.check(loaded.generate)
         left = everything(loaded) if resume is None else left_over(loaded, resume)
         on = console(stderr=as_json)
         if dry_run and as_json:

@@ -7,6 +7,7 @@ things and what is measured of each picture; shows nothing.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from .compare_record import Comparison, Determinism, Entry, Kind, Strip, Trial
 from .compare_report import write_reports
 from .contact_sheet import opened as opened_picture
 from .errors import CacheditError, InputError, RunError
-from .generate import Opened, caching, draw, environment, open_model
+from .generate import Opened, caching, check_call, draw, environment, open_model
 from .jobs import Job
 from .media import Pictures
 from .metrics import Judge
@@ -126,7 +127,7 @@ def _check_calls(recipes: dict[str, Recipe]) -> None:
         files = locate(recipe.model.id, recipe.model.revision)
         cls = pipeline.call_class(files, recipe.model.pipeline, recipe.model.revision)
         try:
-            pipeline.check_arguments(cls, call_arguments(recipe), recipe.generate.extra, recipe.generate.prompted)
+            check_call(recipe, cls)
         except InputError as error:
             problems.update(dict.fromkeys(str(error).splitlines()))
     if problems:
@@ -150,11 +151,17 @@ def _add_fewer_steps(comparison: Comparison, opened: Opened) -> None:
     known = {entry.steps: entry for entry in comparison.entries if entry.kind == "fewer-steps"}
     comparison.entries = [entry for entry in comparison.entries if entry.kind != "fewer-steps"]
     for cost, names in sorted(costs.items(), reverse=True):
-        settings = baseline.generate.model_copy(update={"num_inference_steps": cost})
+        settings = baseline.generate.model_copy(update={"num_inference_steps": _asked_for(cost, opened)})
         recipe = baseline.model_copy(update={"generate": settings})
         entry = known.get(cost) or Entry(_name_of(cost), "fewer-steps", recipe.resolved(), cost)
         entry.same_cost_as = names
         comparison.entries.append(entry)
+
+
+def _asked_for(cost: int, opened: Opened) -> int:
+    """Return how many steps to ask for so that so many are done: more where `strength` leaves some out."""
+    tried = ((asked, {**opened.arguments, "num_inference_steps": asked}) for asked in itertools.count(cost))
+    return next(asked for asked, given in tried if pipeline.real_steps(type(opened.pipe), given) in (None, cost))
 
 
 def _name_of(steps: int) -> str:
@@ -224,7 +231,7 @@ class _Session:
 
         recipe = Recipe.model_validate(entry.recipe)
         arguments = call_arguments(recipe)
-        steps = arguments.get("num_inference_steps", pipeline.default_steps(type(self._opened.pipe)))
+        steps = pipeline.real_steps(type(self._opened.pipe), arguments)
         entry.steps = steps
         opened, device = replace(self._opened, arguments=arguments, steps=steps), self._opened.device
         on_cuda = device.type == "cuda"

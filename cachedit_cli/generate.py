@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import media, pipeline, registry
+from . import inputs, media, pipeline, registry
 from .errors import CacheditError, InputError, RunError
 from .jobs import Job
 from .models import locate
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .media import Product
     from .recipe_model import Output
 
-__all__ = ["Opened", "caching", "draw", "environment", "open_model"]
+__all__ = ["Opened", "caching", "check_call", "draw", "environment", "open_model"]
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,11 @@ class Opened:
 
     Attributes:
         arguments: What each call gets, besides prompt and seed.
-        steps: Denoising steps, also where the pipeline's default counts.
+        steps: Denoising steps that are done, also where the pipeline's default counts.
         seconds: How long loading took.
         output: How what it makes is written.
         fps: Frames of a video that are shown a second.
+        inputs: Pictures and lists of them that each call gets.
     """
 
     pipe: Any
@@ -51,24 +52,52 @@ class Opened:
     seconds: float
     output: Output
     fps: float
+    inputs: Mapping[str, Any]
 
 
 def open_model(recipe: Recipe, device: torch.device, overrides: Iterable[str] = ()) -> Opened:
-    """Check the options of the model and the call's arguments, also those that only some pictures have, then load."""
+    """Check the model's options and the call, with ``overrides`` of single pictures, open the inputs, then load."""
     model, arguments = recipe.model, call_arguments(recipe)
     files = locate(model.id, model.revision)
     dtype = pipeline.pick_dtype(model.dtype, device)
     cls = pipeline.call_class(files, model.pipeline, model.revision)
     pipeline.check_options(files, model, device, dtype)
-    every = {**dict.fromkeys(overrides), **arguments}
-    pipeline.check_arguments(cls, every, recipe.generate.extra, recipe.generate.prompted)
-    media.check_output(recipe.output, cls, arguments)
+    check_call(recipe, cls, overrides)
+    steps = pipeline.real_steps(cls, arguments)
+    read = inputs.opened(recipe.generate, cls)
     fps = recipe.output.fps or pipeline.frame_rate(cls, arguments)
     started = time.perf_counter()
     places = [(path, f"blocks[{place}].path") for place, entry in enumerate(recipe.blocks) for path in entry.paths()]
     pipe = pipeline.load(files, cls, model, device, dtype, places)
-    steps = arguments.get("num_inference_steps", pipeline.default_steps(cls))
-    return Opened(pipe, device, dtype, arguments, steps, time.perf_counter() - started, recipe.output, fps)
+    return Opened(pipe, device, dtype, arguments, steps, time.perf_counter() - started, recipe.output, fps, read)
+
+
+def check_call(recipe: Recipe, pipe: type[Any], overrides: Iterable[str] = ()) -> None:
+    """Refuse arguments, inputs and an output that the pipeline's call does not take.
+
+    Args:
+        overrides: Arguments that only some pictures have.
+
+    Raises:
+        InputError: Everything that is wrong, one problem a line.
+    """
+    arguments, settings = call_arguments(recipe), recipe.generate
+    every = {**dict.fromkeys(overrides), **arguments}
+    problems: list[str] = []
+    for check in (
+        lambda: pipeline.check_installed(pipe),
+        lambda: pipeline.check_arguments(pipe, every, settings.extra, settings.prompted),
+        lambda: inputs.check_call(settings, pipe),
+        lambda: media.check_output(recipe.output, pipe, arguments),
+    ):
+        try:
+            check()
+        except InputError as error:
+            problems += str(error).splitlines()
+    if not problems and pipeline.real_steps(pipe, arguments) == 0:
+        problems.append(f"generate.strength: {settings.strength} leaves none of the steps (take more of either)")
+    if problems:
+        raise InputError("\n".join(problems))
 
 
 @contextmanager
@@ -124,7 +153,9 @@ def draw(opened: Opened, batch: Sequence[Job], on_step: Callable[[Row], None] | 
     # On the CPU and one a picture: the same noise on every device and in every batch.
     generators = [torch.Generator().manual_seed(job.seed) for job in batch]
     one = len(batch) == 1
-    given = {**opened.arguments, **batch[0].overrides, "generator": generators[0] if one else generators}
+    # Pipelines change lists that they are given.
+    read = {name: list(value) if isinstance(value, list) else value for name, value in opened.inputs.items()}
+    given = {**opened.arguments, **read, **batch[0].overrides, "generator": generators[0] if one else generators}
     if batch[0].prompt is not None:
         given["prompt"] = batch[0].prompt if one else [job.prompt for job in batch]
     if "negative_prompt" in given and not one:

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .files import slug
+from .inputs import given
 from .prompts_file import read_prompts
 from .recipe import Recipe
 
-__all__ = ["Call", "Job", "alone", "calls", "jobs", "key_of", "stems"]
+__all__ = ["Call", "Job", "alone", "at_once", "calls", "jobs", "key_of", "stems"]
 
 # What says which pictures there are, and not what any of them looks like.
 LISTING = ("prompt", "prompts", "seed", "seeds", "num_images", "batch_size")
@@ -63,6 +64,14 @@ def jobs(recipe: Recipe) -> list[Job]:
             for seed in settings.all_seeds(line.seed)
         ]
     return [Job(prompt, seed) for prompt in settings.all_prompts() for seed in settings.all_seeds()]
+
+
+def at_once(recipe: Recipe) -> int:
+    """Return how many pictures at most share a call: one where they begin with inputs.
+
+    What inputs do to the noise of others in their batch, and to which of them a list belongs, differs by pipeline.
+    """
+    return 1 if given(recipe.generate) else recipe.generate.batch_size
 
 
 def calls(todo: Sequence[Job], size: int) -> Iterator[tuple[Job, ...]]:

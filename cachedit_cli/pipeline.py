@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from .errors import CacheditError, InputError, RunError
@@ -31,6 +32,7 @@ __all__ = [
     "block_list",
     "call_class",
     "check_arguments",
+    "check_installed",
     "check_name",
     "check_options",
     "default_steps",
@@ -40,6 +42,7 @@ __all__ = [
     "pick_device",
     "pick_dtype",
     "quiet",
+    "real_steps",
     "takes",
     "transformers",
 ]
@@ -162,6 +165,17 @@ def check_arguments(pipeline: type[Any], arguments: Mapping[str, Any], extra: It
         raise InputError("\n".join(problems))
 
 
+def check_installed(pipeline: type[Any]) -> None:
+    """Refuse a pipeline that calls a library which diffusers takes for optional, and which is not installed.
+
+    Wan's pipelines (diffusers 0.42.1) clean prompts with ftfy, and all but one of them do not ask whether it is there.
+    """
+    clean = getattr(sys.modules[pipeline.__module__], "basic_clean", None)
+    used = clean.__code__.co_names if clean is not None else ()
+    if "ftfy" in used and "is_ftfy_available" not in used and importlib.util.find_spec("ftfy") is None:
+        raise InputError(f"model.pipeline: {pipeline.__name__} needs ftfy, which is not installed: pip install ftfy")
+
+
 def takes(pipeline: type[Any], argument: str) -> bool:
     """Return whether the pipeline's call takes an argument."""
     parameters = inspect.signature(pipeline.__call__).parameters
@@ -172,6 +186,34 @@ def default_steps(pipeline: type[Any]) -> int | None:
     """Return the number of steps that the pipeline's call takes when it is not told."""
     parameter = inspect.signature(pipeline.__call__).parameters.get("num_inference_steps")
     return parameter.default if parameter is not None and isinstance(parameter.default, int) else None
+
+
+def real_steps(pipeline: type[Any], arguments: Mapping[str, Any]) -> int | None:
+    """Return how many denoising steps a call does: fewer than asked for where ``strength`` leaves some out.
+
+    The pipeline's own arithmetic is asked, with numbers in place of a schedule; it differs by a step between pipelines.
+    """
+    parameters = inspect.signature(pipeline.__call__).parameters
+    laid_out = [arguments[name] for name in ("sigmas", "timesteps") if isinstance(arguments.get(name), list)]
+    steps = len(laid_out[0]) if laid_out else arguments.get("num_inference_steps", default_steps(pipeline))
+    name = next((each for each in ("strength", "denoise_strength") if each in parameters), None)
+    if name is None or steps is None or not hasattr(pipeline, "get_timesteps"):
+        return steps
+    strength = arguments.get(name, parameters[name].default)
+    if not isinstance(strength, (int, float)) or strength >= 1:
+        return steps
+    schedule = list(range(steps))
+    known = {
+        "num_inference_steps": steps,
+        "strength": strength,
+        "timesteps": schedule,
+        "sigmas": schedule,
+        "denoising_start": arguments.get("denoising_start"),
+    }
+    asked = [each for each in inspect.signature(pipeline.get_timesteps).parameters if each != "self"]
+    scheduler = SimpleNamespace(timesteps=schedule, order=1, config=SimpleNamespace(num_train_timesteps=1000))
+    *_, left = pipeline.get_timesteps(SimpleNamespace(scheduler=scheduler), **{each: known.get(each) for each in asked})
+    return max(0, int(left))
 
 
 def frame_rate(pipeline: type[Any], arguments: Mapping[str, Any]) -> float:

@@ -34,7 +34,7 @@ _WORDS = "max_sequence_length"
 
 
 def call_arguments(recipe: Recipe) -> dict[str, Any]:
-    """Return what every pipeline call gets besides prompt and seed: the recipe's, above the model's own defaults."""
+    """Return what every call gets besides prompt, seed and inputs: the recipe's, above the model's own defaults."""
     settings = recipe.generate
     named = {
         "negative_prompt": settings.negative_prompt,
@@ -44,6 +44,7 @@ def call_arguments(recipe: Recipe) -> dict[str, Any]:
         "height": settings.height,
         "width": settings.width,
         "max_sequence_length": settings.max_sequence_length,
+        "strength": settings.strength,
     }
     defaults = demo.DEFAULTS if recipe.model.id == demo.MODEL_ID else {}
     return {**defaults, **{name: value for name, value in named.items() if value is not None}, **settings.extra}
@@ -131,7 +132,8 @@ def build(recipe: Recipe) -> Plan:
     check_name(files, recipe.model.pipeline)
     refuse_unknown(recipe.model, files)
     arguments = call_arguments(recipe)
-    steps = arguments.get("num_inference_steps")
+    asked = arguments.get("num_inference_steps")
+    steps = _shortened(asked, arguments.get("strength"))
     used = adapters(recipe, files)
     first = next(iter(used.values()), None)
     config = recipe.cache_config(steps, first.defaults if first else None)
@@ -140,6 +142,10 @@ def build(recipe: Recipe) -> Plan:
     known = [unit for unit in units if unit.info.blocks]
     size = (arguments.get("width"), arguments.get("height"))
     notes = [] if files.folder else ["the model is not in the hub's cache: its download will tell what it consists of"]
+    if steps != asked:
+        notes.append(
+            f"strength {arguments['strength']} leaves {steps} of {asked} steps, or one less: the pipeline rounds"
+        )
     if steps is None:
         notes.append("the number of steps is the pipeline's default, and shows when it is loaded")
     notes += [f"{unit.info.name}: how many blocks it has is not known yet" for unit in units if unit not in known]
@@ -234,6 +240,11 @@ def _unit(
     changed = {key: value for key, value in config.as_dict().items() if value != shared[key]}
     model = files.components.get(paths[0].partition(".")[0], "")
     return _Unit(ContextInfo(name, model, "", str(streams), blocks, changed, notes), streams, config, calibrator)
+
+
+def _shortened(steps: int | None, strength: float | None) -> int | None:
+    """Return how many steps remain where a picture is drawn anew only in part."""
+    return steps if steps is None or strength is None else steps - int(steps - steps * strength)
 
 
 def _mask(config: CacheConfig, steps: int | None, arguments: Mapping[str, Any]) -> list[int] | None:

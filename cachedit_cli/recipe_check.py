@@ -36,6 +36,7 @@ _ELSEWHERE = {
     "generator": "generate.seed",
     "latents": "generate.seed",
     "num_images_per_prompt": "generate.num_images",
+    "mask_image": "generate.mask",
     **{name: f"generate.{name}" for name in Generate.model_fields},
 }
 _WANTED = {
@@ -115,7 +116,7 @@ def _misplaced(tree: Node) -> Iterator[Problem]:
     generate = tree.value.get("generate")
     if generate is not None and isinstance(generate.value, dict):
         given = {key: child for key, child in generate.value.items() if child.value is not None}
-        if not given.keys() & {"prompt", "prompts", "extra"}:
+        if not given.keys() & {"prompt", "prompts", "extra", "image", "video", "inputs"}:
             hint = "a pipeline that takes none gets its arguments in `extra`"
             yield Problem(generate.key or generate.mark, "generate", f"needs a prompt, or prompts ({hint})")
         if "extra" in given and isinstance(given["extra"].value, dict):
@@ -155,7 +156,7 @@ def _unfit(tree: Node, recipe: Recipe) -> Iterator[Problem]:
         for key, reason in uncacheable(recipe.model, recipe.cache.type, back):
             yield _at(tree, ("model", *key.split(".")), reason)
     steps = recipe.generate.num_inference_steps
-    if steps is None or "strength" in recipe.generate.extra:  # which shortens the schedule
+    if steps is None or recipe.generate.strength is not None:  # which shortens the schedule
         return
     masked = [(("cache",), recipe.cache), *((("blocks", i, "params"), b.params) for i, b in enumerate(recipe.blocks))]
     for place, section in masked:
@@ -253,6 +254,8 @@ def in_words(error: ErrorDetails) -> str:
             return f"{shorten(value)} is unknown ({nearest(str(value), allowed)})"
         case "greater_than_equal":
             return f"{shorten(value)} is too small (at least {context['ge']})"
+        case "greater_than":
+            return f"{shorten(value)} is too small (above {context['gt']})"
         case "less_than_equal":
             return f"{shorten(value)} is too large (at most {context['le']})"
         case "too_short" | "string_too_short":

@@ -165,6 +165,11 @@ _Path = Annotated[
 ]
 
 
+_Files = Annotated[
+    str | list[str], OneOf({"<text>": _Text, "<list>": Annotated[list[_Text], Field(min_length=1)]}, _path_kind)
+]
+
+
 class Blocks(Section):
     """A list of blocks (or several, decided as one) whose streams match a forward pattern."""
 
@@ -229,7 +234,34 @@ class Generate(Section):
         default=None, description="The seeds of each prompt's images, instead of `seed` and `num_images`."
     )
     num_images: Annotated[int, Field(ge=1, le=10_000)] = Field(default=1, description="Images of each prompt.")
-    batch_size: _Count = Field(default=1, description="Images drawn at once; changes memory and speed, never a seed.")
+    batch_size: _Count = Field(
+        default=1,
+        description="Images drawn at once; changes memory and speed, never a seed. One where there are inputs.",
+    )
+    image: _Files | None = Field(
+        default=None,
+        description="Picture to start from, to edit, or to begin a video with, as a path relative to where you are; a "
+        "list where the pipeline takes several.",
+    )
+    mask: _Files | None = Field(
+        default=None,
+        description="Picture that is white where `image` is drawn anew; frames where the pipeline takes them.",
+    )
+    control_image: _Files | None = Field(default=None, description="Picture that guides a ControlNet, such as edges.")
+    last_image: _Text | None = Field(default=None, description="Picture that a video ends with.")
+    video: _Text | None = Field(
+        default=None,
+        description="Video to start from: a folder of frames, an animated GIF or WebP, or a film (extra `video`).",
+    )
+    inputs: dict[str, _Files] = Field(
+        default_factory=dict,
+        description="Pictures and videos for further arguments of the pipeline's call, such as `ip_adapter_image` or "
+        "`pose_video`, by path.",
+    )
+    strength: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None,
+        description="How much of `image` or `video` is drawn anew; below 1, that share of the steps is done.",
+    )
     extra: dict[str, Any] = Field(
         default_factory=dict, description="Further arguments of the pipeline's call, passed on as they are."
     )

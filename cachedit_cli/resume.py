@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError
-from .jobs import LISTING, Call, Job, calls, jobs, key_of, stems
+from .jobs import LISTING, Call, Job, at_once, calls, jobs, key_of, stems
 from .recipe import Recipe
 from .run_log import Image
 from .runs import Record, load
@@ -49,7 +49,7 @@ class Left:
 def everything(recipe: Recipe) -> Left:
     """Return all that a recipe asks for."""
     todo = jobs(recipe)
-    return Left(_named(enumerate(calls(todo, recipe.generate.batch_size)), recipe, ()), len(todo))
+    return Left(_named(enumerate(calls(todo, at_once(recipe))), recipe, ()), len(todo))
 
 
 def left_over(recipe: Recipe, source: str) -> Left:
@@ -75,7 +75,7 @@ def left_over(recipe: Recipe, source: str) -> Left:
             found.setdefault(tuple(map(_key, images)), []).append(number)
     missing: list[tuple[int, tuple[Job, ...]]] = []
     numbers: dict[int, int] = {}
-    for number, batch in enumerate(calls(todo, recipe.generate.batch_size)):
+    for number, batch in enumerate(calls(todo, at_once(recipe))):
         same = found.get(tuple(map(key_of, batch)))
         if same:
             numbers[same.pop(0)] = number

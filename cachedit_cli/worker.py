@@ -107,8 +107,10 @@ class Worker:
 
     def steps_of(self, call: Call) -> int | None:
         """Return the denoising steps of a call's pictures."""
-        steps: int | None = call.jobs[0].overrides.get("num_inference_steps", self._opened.steps)
-        return steps
+        own = call.jobs[0].overrides
+        if not own:
+            return self._opened.steps
+        return pipeline.real_steps(type(self._opened.pipe), {**self._opened.arguments, **own})
 
     def close(self) -> None:
         """Take the cache out."""

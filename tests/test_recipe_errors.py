@@ -150,7 +150,7 @@ def test_a_file_that_is_no_recipe_at_all(content: str | bytes, expected: str) ->
         ),
         (HEAD + "name: ../x\n", "r.yaml:4:7: name: '../x' is not a name of at most 64 letters, digits and -_."),
         (HEAD + "output: {dir: ''}\n", "r.yaml:4:15: output.dir: is empty (give at least one, or leave the key out)"),
-        (HEAD + "output: {format: jpg}\n", "r.yaml:4:18: output.format: 'jpg' is unknown (did you mean 'png'?)"),
+        (HEAD + "output: {format: jpg}\n", "r.yaml:4:18: output.format: 'jpg' is unknown (did you mean 'jpeg'?)"),
         (HEAD + "adapter: flix\n", "r.yaml:4:10: adapter: no adapter is called 'flix' (did you mean 'flux'?)"),
         (
             HEAD + "zzz: 1\n",
@@ -228,10 +228,10 @@ def test_a_wrong_mask(written: str, place: str, expected: str) -> None:
 
 def test_bins_may_be_short_where_the_pipeline_shortens_the_schedule() -> None:
     Path("r.yaml").write_text(
-        HEAD.replace("a}", "a, num_inference_steps: 28, extra: {strength: 0.3}}")
+        HEAD.replace("a}", "a, num_inference_steps: 28, strength: 0.3}")
         + "cache: {steps_computation_mask: {compute_bins: [5], cache_bins: [5]}}\n"
     )
-    assert load("r.yaml").generate.extra == {"strength": 0.3}
+    assert load("r.yaml").generate.strength == 0.3
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,111 @@
+"""Whole pipelines from tiny random parts, in folders that `cachedit run` opens as it opens any other.
+
+The text encoder and its tokenizer are the bundled model's T5; all else is random.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+
+from cachedit_cli import demo
+from tests.tiny_models import TINY
+
+__all__ = ["control_flux", "saved", "stable_audio", "wan", "wan_from_picture"]
+
+_T5 = demo.path() / "text_encoder_2"
+
+
+def _words() -> dict[str, Any]:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(demo.path() / "tokenizer_2")
+    return {
+        "text_encoder": transformers.T5EncoderModel.from_pretrained(_T5, dtype=torch.float32),
+        "tokenizer": tokenizer,
+    }
+
+
+def _wan(name: str, pipeline: str, **settings: Any) -> Any:
+    tiny = TINY[name]
+    vae = diffusers.AutoencoderKLWan(
+        base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4
+    )
+    return getattr(diffusers, pipeline)(
+        transformer=replace(tiny, config={**tiny.config, "text_dim": 128}).build(),
+        vae=vae,
+        scheduler=diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
+        **_words(),
+        **settings,
+    )
+
+
+def wan() -> Any:
+    """Text to video."""
+    return _wan("wan21", "WanPipeline")
+
+
+def wan_from_picture() -> Any:
+    """Text and a picture to video."""
+    return _wan("wan22_ti2v", "WanImageToVideoPipeline", expand_timesteps=True)
+
+
+def stable_audio() -> Any:
+    """Text to sound at 16 kHz."""
+    vae = diffusers.AutoencoderOobleck(
+        encoder_hidden_size=4,
+        downsampling_ratios=[2, 4, 8],
+        channel_multiples=[1, 1, 1],
+        decoder_channels=4,
+        decoder_input_channels=4,
+        audio_channels=2,
+        sampling_rate=16000,
+    )
+    transformer = diffusers.StableAudioDiTModel(
+        sample_size=64,
+        in_channels=4,
+        out_channels=4,
+        num_layers=3,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        num_key_value_attention_heads=1,
+        cross_attention_dim=16,
+        cross_attention_input_dim=16,
+        global_states_input_dim=32,
+        time_proj_dim=16,
+    )
+    return diffusers.StableAudioPipeline(
+        vae=vae,
+        projection_model=diffusers.StableAudioProjectionModel(
+            text_encoder_dim=128, conditioning_dim=16, min_value=0, max_value=32
+        ),
+        transformer=transformer,
+        scheduler=diffusers.EDMDPMSolverMultistepScheduler(
+            solver_order=2, prediction_type="v_prediction", sigma_data=1.0
+        ),
+        **_words(),
+    )
+
+
+def control_flux() -> Any:
+    """The bundled model with a random ControlNet."""
+    pipe = diffusers.FluxPipeline.from_pretrained(demo.path(), torch_dtype=torch.float32)
+    config = {**pipe.transformer.config, "num_layers": 1, "num_single_layers": 1}
+    known = inspect.signature(diffusers.FluxControlNetModel.__init__).parameters
+    control = diffusers.FluxControlNetModel(**{name: value for name, value in config.items() if name in known})
+    for weight in control.parameters():
+        torch.nn.init.normal_(weight, std=0.1)
+    parts = {name: part for name, part in pipe.components.items() if name not in ("image_encoder", "feature_extractor")}
+    return diffusers.FluxControlNetPipeline(**parts, controlnet=control)
+
+
+def saved(build: Callable[[], Any], folder: Path) -> Path:
+    """Save a pipeline, drawn anew from the same seed each time, and return its folder."""
+    torch.manual_seed(0)
+    build().save_pretrained(folder)
+    return folder
