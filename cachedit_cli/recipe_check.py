@@ -255,7 +255,7 @@ def in_words(error: ErrorDetails) -> str:
         case "greater_than_equal":
             return f"{shorten(value)} is too small (at least {context['ge']})"
         case "greater_than":
-            return f"{shorten(value)} is too small (above {context['gt']})"
+            return f"{shorten(value)} is too small (above {context['gt']:g})"
         case "less_than_equal":
             return f"{shorten(value)} is too large (at most {context['le']})"
         case "too_short" | "string_too_short":
