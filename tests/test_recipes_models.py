@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from cachedit_cli import pipeline, plan, recipe, registry
+from cachedit_cli import inputs, media, pipeline, plan, recipe, registry
 from cachedit_cli.api import cached
 from cachedit_cli.registry import BlockList, ModelAdapter
 from cachedit_cli.terms.block_adapter import BlockAdapter, ParamsModifier
@@ -165,6 +165,8 @@ def test_the_pipeline_takes_every_argument(name: str) -> None:
     arguments = plan.call_arguments(settings)
     prompted = settings.generate.all_prompts() != (None,)
     pipeline.check_arguments(cls, arguments, settings.generate.extra, prompted)
+    inputs.check_call(settings.generate, cls)
+    media.check_output(settings.output, cls, arguments)
     own = inspect.signature(cls.__call__).parameters  # by name: what goes into **kwargs is not looked at
     assert not [argument for argument in arguments if argument not in own]
 
