@@ -16,7 +16,16 @@ from torch import nn
 from .errors import InputError
 from .terms.functor import PatchFunctor
 
-__all__ = ["SLOT", "Call", "CallPatch", "FunctorPatch", "MethodPatch", "Undoable", "forbid_compiling"]
+__all__ = [
+    "SLOT",
+    "Call",
+    "CallPatch",
+    "FunctorPatch",
+    "MethodPatch",
+    "Undoable",
+    "forbid_compiling",
+    "refuse_compiled",
+]
 
 Call = Callable[..., Any]
 
@@ -122,10 +131,7 @@ def forbid_compiling(model: nn.Module) -> MethodPatch:
     Raises:
         InputError: It is compiled already.
     """
-    message = (
-        f"{type(getattr(model, '_orig_mod', model)).__name__} is to be compiled as a whole, and nothing can be decided "
-        "inside one graph; compile its blocks instead, with transformer.compile_repeated_blocks(), before or after"
-    )
+    message = _compiled_whole(model)
     if hasattr(model, "_orig_mod") or vars(model).get(SLOT) is not None:
         raise InputError(message)
 
@@ -133,3 +139,31 @@ def forbid_compiling(model: nn.Module) -> MethodPatch:
         raise InputError(message)
 
     return MethodPatch(model, "compile", lambda _: refuse)
+
+
+def refuse_compiled(pipe: Any, make: Callable[[Call], Call]) -> Callable[[Call], Call]:
+    """Let the pipeline's next loop refuse a transformer that was put back as ``torch.compile(transformer)``.
+
+    That makes a new module around the cached one and tells it nothing, so that it only shows when it is used.
+    """
+
+    def made(original: Call) -> Call:
+        inner = make(original)
+
+        def progress_bar(*args: Any, **kwargs: Any) -> Any:
+            for part in vars(pipe).values():
+                inside = part._modules.get("_orig_mod") if isinstance(part, nn.Module) else None
+                if inside is not None and SLOT in vars(inside):
+                    raise InputError(_compiled_whole(inside))
+            return inner(*args, **kwargs)
+
+        return progress_bar
+
+    return made
+
+
+def _compiled_whole(model: nn.Module) -> str:
+    return (
+        f"{type(getattr(model, '_orig_mod', model)).__name__} is to be compiled as a whole, and nothing can be decided "
+        "inside one graph; compile its blocks instead, with transformer.compile_repeated_blocks(), before or after"
+    )

@@ -23,6 +23,7 @@ from cachedit_cli import (
     refresh_context,
 )
 from cachedit_cli.engine.install import installed
+from cachedit_cli.errors import InputError
 from tests.tiny import snapshot
 
 MEASURED = DBCacheConfig(Fn_compute_blocks=1, max_warmup_steps=2, residual_diff_threshold=0.9)
@@ -123,6 +124,18 @@ def compiled_blocks(pipe: Any) -> None:
 
 def compiled_repeated_blocks(pipe: Any) -> None:
     pipe.transformer.compile_repeated_blocks(backend="eager")
+
+
+def test_a_transformer_put_back_compiled_as_a_whole_is_refused_at_the_next_picture(flux: Any) -> None:
+    """torch.compile makes another module around the cached one, which then would reuse nothing and say nothing."""
+    pipe = make(flux)
+    with cached(pipe, DBCacheConfig(Fn_compute_blocks=1)):
+        draw(pipe)
+        own, pipe.transformer = pipe.transformer, torch.compile(pipe.transformer, backend="eager")
+        with pytest.raises(InputError, match="FluxTransformer2DModel is to be compiled as a whole"):
+            draw(pipe)
+        pipe.transformer = own
+        draw(pipe)
 
 
 Change = Callable[[Any], None]

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import InputError, RunError
-from ..patches import SLOT, Call, CallPatch, FunctorPatch, MethodPatch, Undoable, forbid_compiling
+from ..patches import SLOT, Call, CallPatch, FunctorPatch, MethodPatch, Undoable, forbid_compiling, refuse_compiled
 from ..ranks import ratio
 from ..signature import Signature
 from ..terms.block_adapter import BlockAdapter
@@ -323,7 +323,7 @@ def install(
             if callable(getattr(station.model, "cache_context", None)):
                 patches.append(MethodPatch(station.model, "cache_context", station.announce))
         if callable(getattr(adapter.pipe, "progress_bar", None)):
-            patches.append(MethodPatch(adapter.pipe, "progress_bar", site.loops.listen))
+            patches.append(MethodPatch(adapter.pipe, "progress_bar", refuse_compiled(adapter.pipe, site.loops.listen)))
     except BaseException:
         installation.remove()
         raise
