@@ -18,6 +18,7 @@ from . import inputs, media, pipeline, registry
 from .errors import CacheditError, InputError, RunError
 from .jobs import Job
 from .models import locate
+from .options import controlnet
 from .plan import adapters, call_arguments, found_later
 from .recipe import Recipe
 from .terms.stats import DecisionLog, Row
@@ -61,7 +62,9 @@ def open_model(recipe: Recipe, device: torch.device, overrides: Iterable[str] = 
     files = locate(model.id, model.revision)
     dtype = pipeline.pick_dtype(model.dtype, device)
     cls = pipeline.call_class(files, model.pipeline, model.revision)
-    pipeline.check_options(files, model, device, dtype)
+    if model.controlnet is not None:
+        cls = controlnet.pipeline_class(cls)
+    pipeline.check_options(files, cls, model, device, dtype)
     check_call(recipe, cls, overrides)
     steps = pipeline.real_steps(cls, arguments)
     read = inputs.opened(recipe.generate, cls)

@@ -15,10 +15,11 @@ from typing import Any
 from . import demo
 from .errors import InputError
 
-__all__ = ["ModelFiles", "hub_cache", "locate", "read_json"]
+__all__ = ["ModelFiles", "hub_cache", "locate", "read_json", "tensor_shapes"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _INDEX = "model_index.json"
+_METADATA = "__metadata__"
 _LONGEST_HEADER = 100_000_000  # the format's own limit
 
 
@@ -54,6 +55,12 @@ class ModelFiles:
         found = {name[len(path) + 1 :].partition(".")[0] for name in names if name.startswith(f"{path}.")}
         return len([index for index in found if index.isdigit()]) or None
 
+    def shapes(self, part: str) -> dict[str, tuple[int, ...]]:
+        """Return the sizes of a part's weights by name; empty where its files are not there."""
+        folder = self.folder / part if self.folder else None
+        files = sorted(folder.glob("*.safetensors")) if folder is not None else []
+        return {name: shape for file in files for name, shape in tensor_shapes(file).items()}
+
     def _weight_names(self, part: str) -> list[str]:
         folder = self.folder / part if self.folder else None
         if folder is None:
@@ -61,7 +68,7 @@ class ModelFiles:
         for index in sorted(folder.glob("*.safetensors.index*.json")):
             return list(read_json(index).get("weight_map", ()))
         for weights in sorted(folder.glob("*.safetensors")):
-            return _tensor_names(weights)
+            return list(tensor_shapes(weights))
         return []
 
     def config(self, part: str) -> dict[str, Any]:
@@ -111,15 +118,18 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _tensor_names(path: Path) -> list[str]:
-    """Return the names in a safetensors file: eight bytes say how long the JSON header after them is."""
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the sizes in a safetensors file by name: eight bytes say how long the JSON header after them is."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         try:
             header = json.loads(file.read(min(length, _LONGEST_HEADER)))
         except ValueError as error:
             raise InputError(f"{path}: damaged: its header is not valid JSON") from error
-    return list(header) if isinstance(header, dict) else []
+    entries = header.items() if isinstance(header, dict) else ()
+    return {
+        name: tuple(entry.get("shape", ())) for name, entry in entries if isinstance(entry, dict) and name != _METADATA
+    }
 
 
 def _read(model_id: str, folder: Path) -> ModelFiles:

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import CacheditError, InputError, RunError
 from .models import ModelFiles
-from .options import attention, compiling, placing, scheduling
-from .options.known import class_names, refuse_unknown
+from .options import attention, compiling, controlnet, ip_adapter, lora, placing, scheduling
+from .options.known import refuse_unknown
+from .options.names import class_names
 from .recipe_fields import nearest
 
 if TYPE_CHECKING:
@@ -226,14 +227,27 @@ def frame_rate(pipeline: type[Any], arguments: Mapping[str, Any]) -> float:
     return 16.0
 
 
-def check_options(files: ModelFiles, model: Model, device: torch.device, dtype: torch.dtype) -> None:
+def check_options(
+    files: ModelFiles, pipeline: type[Any], model: Model, device: torch.device, dtype: torch.dtype
+) -> None:
     """Refuse options of the model that cannot work here.
+
+    Args:
+        files: Where the model is.
+        pipeline: Class of the pipeline.
+        model: The recipe's section.
+        device: Where it is to run.
+        dtype: Number format of the weights.
 
     Raises:
         InputError: An option is unknown, or not supported by this machine or by the model.
     """
     refuse_unknown(model, files)
     placing.check(model.offload, model.device, device)
+    if model.lora:
+        lora.check(pipeline)
+    if model.ip_adapter is not None:
+        ip_adapter.check(pipeline, model.ip_adapter)
     if model.scheduler is not None:
         scheduling.check(model.scheduler, files.components.get("scheduler"))
     if model.compile is not None:
@@ -266,16 +280,21 @@ def load(
     """
     import diffusers
 
-    opener = pipeline if model.pipeline else diffusers.DiffusionPipeline
+    opener = pipeline if model.pipeline or model.controlnet else diffusers.DiffusionPipeline
+    parts: dict[str, Any] = {}
+    if model.controlnet is not None:
+        with _hub_errors(model.controlnet.id, "model.controlnet.id"):
+            parts["controlnet"] = controlnet.load(model.controlnet, dtype)
     with _hub_errors(files.id):
         opened = opener.from_pretrained(
             files.source,
             torch_dtype=dtype,  # the new name, ``dtype``, is not known to diffusers before 0.42
             revision=model.revision,
             variant=model.variant,
+            **parts,
         )
     opened.set_progress_bar_config(disable=True)
-    _change(opened, model, blocks)
+    _change(opened, model, dtype, blocks)
     try:
         placing.place(opened, model.offload, device)
     except RuntimeError as error:
@@ -283,7 +302,7 @@ def load(
     return opened
 
 
-def _change(pipe: Any, model: Model, blocks: Iterable[tuple[str, str]]) -> None:
+def _change(pipe: Any, model: Model, dtype: torch.dtype, blocks: Iterable[tuple[str, str]]) -> None:
     """Carry out the recipe's options on a pipeline that is loaded."""
     if model.scheduler is not None:
         scheduling.change(pipe, model.scheduler)
@@ -293,6 +312,9 @@ def _change(pipe: Any, model: Model, blocks: Iterable[tuple[str, str]]) -> None:
             if enable is None:
                 raise InputError(f"model.vae.{name}: {type(pipe.vae).__name__} has no {name}")
             enable()
+    lora.load(pipe, model.lora)
+    if model.ip_adapter is not None:
+        ip_adapter.load(pipe, model.ip_adapter, dtype)
     models = transformers(pipe)
     if model.attention is not None:
         attention.choose(model.attention, models)
@@ -331,7 +353,7 @@ def first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _hub_errors(model_id: str) -> Iterator[None]:
+def _hub_errors(model_id: str, where: str = "model.id") -> Iterator[None]:
     """Turn what the hub's client and diffusers raise for a missing or broken model into one sentence."""
     from huggingface_hub import errors as hub
 
@@ -344,11 +366,11 @@ def _hub_errors(model_id: str) -> Iterator[None]:
         chain = list(_causes(error))
         if any(isinstance(each, hub.GatedRepoError) for each in chain):
             raise InputError(
-                f"model.id: {model_id}: access must be granted first: accept the terms on its hub page, then "
+                f"{where}: {model_id}: access must be granted first: accept the terms on its hub page, then "
                 "`hf auth login`"
             ) from error
         if any(isinstance(each, (hub.RepositoryNotFoundError, hub.RevisionNotFoundError)) for each in chain):
-            raise InputError(f"model.id: {model_id}: neither a local folder nor a model on the hub") from error
+            raise InputError(f"{where}: {model_id}: neither a local folder nor a model on the hub") from error
         if any(isinstance(each, (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled)) for each in chain) or any(
             type(each).__name__ in _NO_CONNECTION for each in chain
         ):

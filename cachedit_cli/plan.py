@@ -16,6 +16,7 @@ from . import demo, registry
 from .errors import InputError
 from .jobs import jobs
 from .models import ModelFiles, locate
+from .options import controlnet
 from .options.known import refuse_unknown
 from .pipeline import check_name
 from .recipe import Recipe
@@ -165,7 +166,7 @@ def build(recipe: Recipe) -> Plan:
         else first.name
         if first
         else "auto",
-        pipeline=recipe.model.pipeline or files.pipeline,
+        pipeline=_pipeline(recipe, files),
         transformer=", ".join(files.transformers().values()) or None,
         guidance=first.guidance if first else None,
         contexts=[unit.info for unit in known],
@@ -180,6 +181,11 @@ def build(recipe: Recipe) -> Plan:
         cache_bytes=_cache_bytes(recipe, files, units, arguments),
         notes=notes,
     )
+
+
+def _pipeline(recipe: Recipe, files: ModelFiles) -> str | None:
+    name = recipe.model.pipeline or files.pipeline
+    return (controlnet.pipeline_name(name) or name) if name and recipe.model.controlnet else name
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,24 @@ from pydantic import Field, model_validator
 
 from .recipe_fields import Section, Short, matching
 
-__all__ = ["Compile", "Model", "Offload", "Scheduler", "Vae", "uncacheable"]
+__all__ = [
+    "Compile",
+    "ControlNet",
+    "IpAdapter",
+    "Lora",
+    "Model",
+    "Offload",
+    "Scheduler",
+    "Vae",
+    "uncacheable",
+]
 
 _Text = Annotated[str, Field(min_length=1)]
 _Count = Annotated[int, Field(ge=1)]
+_Scale = Annotated[float, Field(allow_inf_nan=False)]
+_Word = Annotated[
+    str, matching(re.compile(r"[A-Za-z0-9_]{1,64}"), "a name of at most 64 letters, digits and underscores")
+]
 _Device = Annotated[str, matching(re.compile(r"[a-z]+(:[0-9]+)?"), "a device (auto, cpu, cuda, cuda:1, mps)")]
 
 
@@ -94,6 +108,40 @@ class Scheduler(Section):
     )
 
 
+class Lora(Section):
+    """A low-rank change of the weights."""
+
+    id: _Text = Field(description="Hub id, local folder, or a .safetensors file.")
+    weight_name: _Text | None = Field(default=None, description="The file in the folder or repository.")
+    scale: _Scale = Field(default=1.0, description="How much of it is added.")
+    name: _Word | None = Field(default=None, description="What to call it; unset is `lora_0`, `lora_1`, ...")
+    fuse: bool = Field(
+        default=False, description="Add it to the weights once, which saves time at each step; not on quantised ones."
+    )
+
+
+class ControlNet(Section):
+    """A network that follows a control image, which `generate` gives."""
+
+    id: _Text = Field(description="Hub id or local folder.")
+    subfolder: _Text | None = Field(default=None, description="Folder in it.")
+    revision: _Text | None = Field(default=None, description="Branch, tag or commit of a hub model.")
+    variant: _Text | None = Field(default=None, description="Variant of the weight files, such as `fp16`.")
+
+
+class IpAdapter(Section):
+    """Layers that take a picture as a prompt, which `generate` gives."""
+
+    id: _Text = Field(description="Hub id, local folder, or a .safetensors file.")
+    weight_name: _Text | None = Field(default=None, description="The file in the folder or repository.")
+    image_encoder: _Text | None = Field(
+        default=None,
+        description="Hub id or folder of the CLIP vision model that reads the picture, for pipelines that do not bring "
+        "one; without it they take embeddings only.",
+    )
+    scale: _Scale = Field(default=1.0, description="How much the picture counts.")
+
+
 class Model(Section):
     """Which model, and how it is loaded."""
 
@@ -124,6 +172,13 @@ class Model(Section):
     compile: Annotated[Compile, Short("type")] | None = Field(
         default=None, description="What torch.compile translates; unset is nothing."
     )
+    lora: list[Lora] = Field(default_factory=list, description="Low-rank changes of the weights, added up.")
+    controlnet: Annotated[ControlNet, Short("id")] | None = Field(
+        default=None,
+        description="A network that follows a control image. The pipeline is the model's with ControlNet, such as "
+        "FluxControlNetPipeline of FluxPipeline.",
+    )
+    ip_adapter: IpAdapter | None = Field(default=None, description="Layers that take a picture as a prompt.")
 
     def options(self) -> dict[str, Any]:
         """Return what is set besides the model itself, its device and its number format, as plain data."""

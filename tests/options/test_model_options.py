@@ -14,7 +14,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName, _Attention
 from cachedit_cli import pipeline, plan, recipe
 from cachedit_cli.cli import main
 from cachedit_cli.errors import InputError
-from cachedit_cli.options.known import attention_backends
+from cachedit_cli.options.names import attention_backends
 from tests.options.opened import Drawn, opened, picture, with_and_without
 
 CAUGHT = pytest.CaptureFixture[str]
