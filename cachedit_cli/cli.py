@@ -117,7 +117,7 @@ def run(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Generate what a recipe asks for, and show what caching saved."""
-    from . import inputs, plan, report
+    from . import inputs, plan, report, together
     from .files import readable_json
     from .progress import failures, resumed
     from .recipe import Override, load
@@ -156,16 +156,20 @@ def run(
         if dry_run and as_json:
             print(readable_json(report.plan_json(planned)), end="")
             return
+        if not dry_run and not together.is_first(loaded):
+            together.follow(loaded, __version__)
+            return
         show(on, report.plan(planned))
         if left.folder is not None:
             on.print(resumed(left), markup=False, soft_wrap=True)
         if dry_run:
             return
-        from .run import generate
+        from .run import generate, in_process
 
+        crew = together.draw if loaded.model.parallel is not None else in_process
         with Screen(on) as screen:
             command = ["cachedit", *sys.argv[1:]]
-            outcome = generate(loaded, command=command, version=__version__, watcher=screen, left=left)
+            outcome = generate(loaded, command=command, version=__version__, watcher=screen, crew=crew, left=left)
     record = outcome.record
     if record.images:
         if planned.images > 1:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import CacheditError, InputError, RunError
 from .models import ModelFiles
-from .options import attention, compiling, controlnet, ip_adapter, lora, placing, scheduling
+from .options import attention, compiling, controlnet, ip_adapter, lora, parallel, placing, scheduling
 from .options.known import refuse_unknown
 from .options.names import class_names
 from .recipe_fields import nearest
@@ -254,6 +254,8 @@ def check_options(
         compiling.check(model.compile, device)
     if model.attention is not None:
         attention.check(model.attention, device, dtype)
+    if model.parallel is not None:
+        parallel.check(model.parallel, model.attention)
 
 
 def load(
@@ -299,6 +301,8 @@ def load(
         placing.place(opened, model.offload, device)
     except RuntimeError as error:
         raise RunError(f"{files.id} does not go onto {device}: {first_line(error)}") from error
+    if model.parallel is not None:
+        parallel.split(model.parallel, transformers(opened))
     return opened
 
 

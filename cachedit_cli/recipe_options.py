@@ -20,6 +20,7 @@ __all__ = [
     "Lora",
     "Model",
     "Offload",
+    "Parallel",
     "Scheduler",
     "Vae",
     "uncacheable",
@@ -142,6 +143,26 @@ class IpAdapter(Section):
     scale: _Scale = Field(default=1.0, description="How much the picture counts.")
 
 
+class Parallel(Section):
+    """How the processes that torchrun starts share each picture; their number is the product."""
+
+    ulysses: _Count = Field(default=1, description="Processes that exchange tokens for attention heads.")
+    ring: _Count = Field(
+        default=1, description="Processes that hand keys and values round; needs an `attention` such as `flash`."
+    )
+
+    @property
+    def processes(self) -> int:
+        """How many share a picture."""
+        return self.ulysses * self.ring
+
+    @model_validator(mode="after")
+    def _several(self) -> Parallel:
+        if self.processes == 1:
+            raise ValueError("one process shares nothing; set ulysses or ring to the number of devices")
+        return self
+
+
 class Model(Section):
     """Which model, and how it is loaded."""
 
@@ -179,6 +200,9 @@ class Model(Section):
         "FluxControlNetPipeline of FluxPipeline.",
     )
     ip_adapter: IpAdapter | None = Field(default=None, description="Layers that take a picture as a prompt.")
+    parallel: Parallel | None = Field(
+        default=None, description="How several processes share each picture; unset draws it in one."
+    )
 
     def options(self) -> dict[str, Any]:
         """Return what is set besides the model itself, its device and its number format, as plain data."""

@@ -61,6 +61,7 @@ SECTIONS = (
     ("lora", ("Lora",), "`lora` is a list of these."),
     ("controlnet", ("ControlNet",), "The id alone does as well: `controlnet: owner/name`."),
     ("ip_adapter", ("IpAdapter",), ""),
+    ("parallel", ("Parallel",), ""),
     ("blocks", ("Blocks",), "`blocks` is a list of these."),
     (
         "cache",
