@@ -15,6 +15,11 @@ __all__ = ["Signature"]
 _TIMES = ("timestep", "timesteps", "t", "sigma", "sigmas", "time", "time_step")
 
 
+def _is_filled(store: Any) -> bool:
+    """Return whether a forward fills a KV cache that says so in its layers, as GLM-Image's does for each image."""
+    return any(getattr(layer, "mode", None) == "write" for layer in getattr(store, "caches", ()))
+
+
 class Signature:
     """Where a transformer's forward takes the sample, the time and everything else."""
 
@@ -25,8 +30,12 @@ class Signature:
         self._sample = Slot(names[0], 0) if names else Slot("", -1)
         time = next((name for name in _TIMES if name in names[1:]), None)
         self.time = Slot(time, names.index(time)) if time is not None else None
+        self._stores = [Slot(name, place) for place, name in enumerate(names) if "cache" in name]
 
     def sample(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> object:
+        """Return the noisy input; what equals nothing where there is none, as the forward only fills a KV cache."""
+        if any(_is_filled(store.read(args, kwargs)) for store in self._stores):
+            return object()
         return self._sample.read(args, kwargs)
 
     def moment(self, args: Sequence[Any], kwargs: Mapping[str, Any], wait: bool) -> float | None:

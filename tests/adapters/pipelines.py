@@ -23,7 +23,7 @@ Built = tuple[Any, dict[str, Any]]
 
 
 class Pixels(nn.Module):
-    """Stands in for a VAE: averages areas of eight by eight pixels, and has the attributes that pipelines ask for."""
+    """Stands in for a VAE: averages eight by eight pixels of every fourth frame; has what pipelines ask for."""
 
     dtype, device = torch.float32, torch.device("cpu")
 
@@ -38,18 +38,28 @@ class Pixels(nn.Module):
             shift_factor=0.0,
             batch_norm_eps=1e-4,
             block_out_channels=(1, 1, 1, 1),
+            scale_factor_spatial=8,
+            scale_factor_temporal=4,
+            spatial_compression_ratio=8,
+            temporal_compression_ratio=4,
             encoder_block_out_channels=(1, 1, 1, 1),
         )
         self.temperal_downsample = [False, True, True]
         self.spatial_compression_ratio, self.temporal_compression_ratio = 8, 4
+        self.latents_mean, self.latents_std = torch.zeros(channels), torch.ones(channels)
         self.bn = SimpleNamespace(running_mean=torch.zeros(4 * channels), running_var=torch.ones(4 * channels))
 
     def encode(self, images: Tensor) -> Any:
         frames = images.unsqueeze(2) if images.ndim == 4 else images
-        small = nn.functional.avg_pool3d(frames.mean(1, keepdim=True), (1, 8, 8))
+        small = nn.functional.avg_pool3d(frames[:, :, ::4].mean(1, keepdim=True), (1, 8, 8))
         latents = small.expand(-1, self.config.z_dim, -1, -1, -1)
         latents = latents.squeeze(2) if images.ndim == 4 else latents
-        return SimpleNamespace(latents=latents, latent=latents)
+        certain = SimpleNamespace(sample=lambda generator=None: latents, mode=lambda: latents)
+        return SimpleNamespace(latents=latents, latent=latents, latent_dist=certain)
+
+    def decode(self, latents: Tensor, return_dict: bool = True) -> tuple[Tensor]:
+        frames = latents.mean(1, keepdim=True).repeat_interleave(4, dim=2)[:, :, 3:]
+        return (nn.functional.interpolate(frames, scale_factor=(1, 8, 8)).expand(-1, 3, -1, -1, -1),)
 
 
 def assemble(name: str, **parts: Any) -> Any:
@@ -278,6 +288,7 @@ def z_image_truncated() -> Built:
 
 def hidream() -> Built:
     pipe = assemble("HiDreamImagePipeline", transformer=TINY["hidream"].build(), scheduler=scheduler())
+    pipe.default_sample_size = 8  # else every size becomes one megapixel
     call: dict[str, Any] = {}
     for prefix, branch in (("", "cond"), ("negative_", "uncond")):
         call[f"{prefix}prompt_embeds_t5"] = of(branch, 6, 8)
