@@ -11,7 +11,13 @@ if TYPE_CHECKING:
     from .api import cached, disable_cache, enable_cache, refresh_context, summary
     from .registry import BlockAdapterRegister
     from .terms.block_adapter import BlockAdapter, ParamsModifier
-    from .terms.config import CalibratorConfig, DBCacheConfig, DBPruneConfig, TaylorSeerCalibratorConfig
+    from .terms.config import (
+        AutoCalibratorConfig,
+        CalibratorConfig,
+        DBCacheConfig,
+        DBPruneConfig,
+        TaylorSeerCalibratorConfig,
+    )
     from .terms.functor import PatchFunctor
     from .terms.mask import steps_mask
     from .terms.pattern import ForwardPattern, Streams
@@ -19,6 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AutoCalibratorConfig": ".terms.config",
     "BlockAdapter": ".terms.block_adapter",
     "BlockAdapterRegister": ".registry",
     "CalibratorConfig": ".terms.config",
@@ -38,6 +45,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AutoCalibratorConfig",
     "BlockAdapter",
     "BlockAdapterRegister",
     "CalibratorConfig",

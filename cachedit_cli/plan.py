@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import demo, registry
+from .calibrators import calibrators_for
 from .errors import InputError
 from .jobs import jobs
 from .models import ModelFiles, locate
@@ -22,7 +23,8 @@ from .pipeline import check_name
 from .recipe import Recipe
 from .registry import BlockList, ModelAdapter
 from .report import Plan
-from .terms.config import CacheConfig, CalibratorConfig, DBPruneConfig, TaylorSeerCalibratorConfig, fit, merge
+from .terms.budget import budget_mask, computed_steps
+from .terms.config import CacheConfig, CalibratorConfig, DBPruneConfig, fit, merge
 from .terms.mask import steps_mask
 from .terms.pattern import ForwardPattern, Streams, as_streams
 from .terms.stats import ContextInfo
@@ -151,6 +153,10 @@ def build(recipe: Recipe) -> Plan:
         notes.append("the number of steps is the pipeline's default, and shows when it is loaded")
     notes += [f"{unit.info.name}: how many blocks it has is not known yet" for unit in units if unit not in known]
     notes += _about_own(recipe, arguments, first.defaults if first else None)
+    if config is not None and config.speedup is not None:
+        notes.append(
+            "speedup: the number of computed steps is found in the second step, from the time that blocks take"
+        )
     notes += _about_auto(recipe, files, used) if config else []
     notes += sorted({adapter.note for adapter in used.values() if adapter.note})
     return Plan(
@@ -255,6 +261,14 @@ def _shortened(steps: int | None, strength: float | None) -> int | None:
 
 def _mask(config: CacheConfig, steps: int | None, arguments: Mapping[str, Any]) -> list[int] | None:
     mask = config.steps_computation_mask
+    if config.dial:
+        if config.budget is None or steps is None:
+            return None
+        try:
+            count = computed_steps(config.budget, steps)
+        except InputError as error:
+            raise InputError(f"cache.{error}") from None
+        return budget_mask(count, steps, config.error_profile, mask)
     if mask is None or (isinstance(mask, str) and steps is None):
         return None
     if isinstance(mask, str):
@@ -282,8 +296,8 @@ def _cache_bytes(recipe: Recipe, files: ModelFiles, units: Sequence[_Unit], argu
     tokens = 0
     for unit in units:
         config, count = unit.config, unit.info.blocks
-        order = unit.calibrator.taylorseer_order if isinstance(unit.calibrator, TaylorSeerCalibratorConfig) else 0
-        snapshots = (order + 1) * (image + words * (len(unit.streams.carried) > 1))
+        depth = max(calibrator.depth for calibrator in calibrators_for(unit.calibrator))
+        snapshots = depth * (image + words * (len(unit.streams.carried) > 1))
         if isinstance(config, DBPruneConfig):
             computed = {*range(config.Fn_compute_blocks), *range(count - config.Bn_compute_blocks, count)}
             tokens += (count - len(computed.union(config.non_prune_block_ids))) * (snapshots + image)

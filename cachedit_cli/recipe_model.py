@@ -17,6 +17,7 @@ from pydantic import AfterValidator, Field
 from .recipe_fields import MOST_STEPS, Mask, OneOf, Section, among, derive, matching, settings_of
 from .recipe_options import Model
 from .terms.config import (
+    AutoCalibratorConfig,
     CacheConfig,
     CalibratorConfig,
     DBCacheConfig,
@@ -46,7 +47,7 @@ AnyCacheConfig = DBCacheConfig | DBPruneConfig
 
 _CACHES: dict[str, type[AnyCacheConfig]] = {config.kind: config for config in (DBCacheConfig, DBPruneConfig)}
 _CALIBRATORS: dict[str, type[CalibratorConfig]] = {
-    config.kind: config for config in (CalibratorConfig, TaylorSeerCalibratorConfig)
+    config.kind: config for config in (CalibratorConfig, TaylorSeerCalibratorConfig, AutoCalibratorConfig)
 }
 
 
@@ -104,7 +105,8 @@ _CALIBRATOR_KINDS: dict[str, type[Calibrator]] = {
             kind,
             _CALIBRATORS,
             ...,
-            "`hold` repeats the last computed change, `taylorseer` continues the last few as a Taylor series.",
+            "`hold` repeats the last computed change, `taylorseer` continues the last few as a Taylor series, `auto` "
+            "takes whichever was best so far at that distance.",
         ),
     )
     for kind, config in _CALIBRATORS.items()

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cachedit_cli.calibrators import Calibrator, Hold, TaylorSeer, calibrator_for
+from cachedit_cli.calibrators import CANDIDATES, Calibrator, Hold, TaylorSeer, calibrators_for
 from cachedit_cli.engine.install import install
-from cachedit_cli.engine.snapshots import Calibration, Snapshots
-from cachedit_cli.terms.config import CalibratorConfig, DBCacheConfig, TaylorSeerCalibratorConfig
+from cachedit_cli.snapshots import Calibration, Snapshots
+from cachedit_cli.terms.config import AutoCalibratorConfig, CalibratorConfig, DBCacheConfig, TaylorSeerCalibratorConfig
 from cachedit_cli.terms.pattern import ForwardPattern
 from tests.reference import reference
 from tests.tiny import PATTERNS, TinyTransformer, adapter, context, run, times, walk
@@ -115,9 +115,12 @@ def test_straight_lines_are_exact_over_any_gaps(order: int, steps: list[int], ah
 
 
 def test_settings_choose_the_calibrator() -> None:
-    assert calibrator_for(None) == calibrator_for(CalibratorConfig()) == Hold()
+    assert calibrators_for(None) == calibrators_for(CalibratorConfig()) == (Hold(),)
     for order in ORDERS:
-        assert calibrator_for(TaylorSeerCalibratorConfig(taylorseer_order=order)) == TaylorSeer(order)
+        assert calibrators_for(TaylorSeerCalibratorConfig(taylorseer_order=order)) == (TaylorSeer(order),)
+    half = TaylorSeerCalibratorConfig(taylorseer_damping=0.5)
+    assert calibrators_for(half) == (TaylorSeer(1, damping=0.5),)
+    assert calibrators_for(AutoCalibratorConfig()) == CANDIDATES
 
 
 @pytest.mark.parametrize(
@@ -134,7 +137,8 @@ def test_each_stream_is_forecast_or_held(main: bool, other: bool, expected: tupl
         taylorseer_order=2, enable_calibrator=main, enable_encoder_calibrator=other, calibrator_cache_type="residual"
     )
     calibration = Calibration.of(config)
-    assert (calibration.main, calibration.other, calibration.absolute) == (*expected, False)
+    chosen = tuple(calibration.choices[0] if on else Hold() for on in (calibration.main, calibration.other))
+    assert (chosen, calibration.absolute) == (expected, False)
 
 
 # ---- snapshots
@@ -142,7 +146,7 @@ def test_each_stream_is_forecast_or_held(main: bool, other: bool, expected: tupl
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_order_n_keeps_n_plus_one_tensors_of_a_stream(order: int) -> None:
-    snapshots = Snapshots(Calibration(TaylorSeer(order), Hold()), H)
+    snapshots = Snapshots(Calibration((TaylorSeer(order),), other=False), H)
     size = torch.zeros(2, 3).nbytes
     for step in range(8):
         state = {H: torch.zeros(2, 3), E: torch.zeros(2, 3)}

@@ -242,8 +242,10 @@ def test_statistics_of_a_run_are_those_of_one_generation_or_of_all() -> None:
 
 def test_audit_errors_still_on_the_device_are_fetched_for_the_statistics() -> None:
     class Late:
-        def item(self) -> float:
-            return 0.25
+        distance, used = 1.0, "hold"
+
+        def errors(self) -> dict[str, float | None]:
+            return {"hold": 0.25}
 
     made = Record("1", {})
     made.log.add(Row(0, 0, "blocks", "", "compute", "warmup"), audit=Late())

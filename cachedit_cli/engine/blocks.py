@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..calibrators import HOLD
 from ..errors import InputError, RunError
 from ..patches import Call
+from ..snapshots import Apart, Calibration, Snapshots, copied, l1
 from ..terms.config import CacheConfig
 from ..terms.pattern import Slot, pack, unpack
 from ..terms.stats import DecisionLog, Reset
-from .decide import Verdict, by_difference
+from .decide import Verdict, by_budget, by_difference
 from .runner import Context, Pass, Runner, States, Unit
-from .snapshots import Apart, Calibration, Snapshots, copied, l1
 
 __all__ = ["BlockCache"]
 
@@ -53,7 +54,7 @@ class BlockCache(Runner[BlockContext]):
         self._forecast: Any = None  # what the last skipped block returns
         self._apart = Apart()
         self._shared: tuple[int, int, float] | None = None  # generation, step and difference of the first branch
-        static = config.steps_computation_mask is not None and config.steps_computation_policy == "static"
+        static = config.planned and config.steps_computation_policy == "static"
         self._measures = self._front > 0 and not static and 0 < config.residual_diff_threshold < 1
 
     def _new_context(self) -> BlockContext:
@@ -158,12 +159,21 @@ class BlockCache(Runner[BlockContext]):
                 residual = self._sparse(state[main]) - self._sparse(now.entry[main])
                 if now.verdict is None:
                     self._measure(now, residual)
+        if now.verdict is not None:
+            now.verdict = by_budget(self.config, self.mask, now.view, now.verdict)
         if now.verdict is not None and now.verdict.decision == "reuse":
             # The forecast is made now: what the loop does in place to the held states cannot reach it.
-            returns = self.unit.streams.returns
-            self._forecast = pack(context.snapshots.forecast(state, context.k), returns, context.form)
-            self._held = output if output is not None else pack(copied(state, returns), returns, context.form)
-            return
+            snapshots, returns = context.snapshots, self.unit.streams.returns
+            forecast, used = snapshots.forecast(state, context.k), snapshots.calibrator(context.k)
+            if self.config.audit and self.leader is None and not snapshots.credible(forecast, state, context.k):
+                now.verdict = by_budget(self.config, self.mask, now.view, Verdict("compute", "guard"))
+                if now.verdict.decision == "reuse":  # nothing is left to compute it with
+                    forecast, used = snapshots.forecast(state, context.k, HOLD), HOLD
+            if now.verdict.decision == "reuse":
+                now.used = str(used), snapshots.distance(context.k)
+                self._forecast = pack(forecast, returns, context.form)
+                self._held = output if output is not None else pack(copied(state, returns), returns, context.form)
+                return
         self._base = self._apart.keep(state)
         if residual is not None:
             context.front, context.front_norm = residual, l1(residual)

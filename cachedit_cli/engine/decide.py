@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 from ..terms.config import CacheConfig
 
-__all__ = ["Verdict", "View", "by_difference", "by_rule"]
+__all__ = ["Verdict", "View", "by_budget", "by_difference", "by_rule"]
 
 
 class Verdict(NamedTuple):
@@ -29,6 +29,7 @@ class View:
         history: Something of the right shape is stored.
         cached: Steps reused so far in this generation.
         in_a_row: Steps reused since the last computed one.
+        ahead: Steps computed so far beyond those that a budget had planned until now.
     """
 
     k: int
@@ -36,6 +37,7 @@ class View:
     history: bool
     cached: int
     in_a_row: int
+    ahead: int = 0
 
 
 def by_rule(config: CacheConfig, mask: Sequence[int] | None, view: View) -> Verdict | None:
@@ -49,10 +51,11 @@ def by_rule(config: CacheConfig, mask: Sequence[int] | None, view: View) -> Verd
     if view.k < warmup and view.k % config.warmup_interval == 0:
         return Verdict("compute", "warmup")
     if mask is not None:
+        why = "budget" if config.dial else "mask"
         if view.step >= len(mask) or mask[view.step]:
-            return Verdict("compute", "mask")
+            return Verdict("reuse" if config.dial and view.ahead > 0 else "compute", why)
         if config.steps_computation_policy == "static":
-            return Verdict("reuse", "mask")
+            return Verdict("reuse", why)
     if 0 <= config.max_cached_steps <= view.cached:
         return Verdict("compute", "max-cached")
     if 0 <= config.max_continuous_cached_steps <= view.in_a_row:
@@ -62,6 +65,14 @@ def by_rule(config: CacheConfig, mask: Sequence[int] | None, view: View) -> Verd
     if config.residual_diff_threshold >= 1:
         return Verdict("reuse", "threshold")
     return None
+
+
+def by_budget(config: CacheConfig, mask: Sequence[int] | None, view: View, verdict: Verdict) -> Verdict:
+    """Let a step be computed that no budget planned only if a later one can be left out for it."""
+    moves = verdict.decision == "compute" and verdict.reason in ("max-cached", "max-continuous", "threshold", "guard")
+    if not moves or mask is None or not config.dial or sum(mask[view.step + 1 :]) > view.ahead:
+        return verdict
+    return Verdict("reuse", "budget")
 
 
 def by_difference(diff: float, threshold: float) -> Verdict:

@@ -15,10 +15,13 @@ from typing import Any
 from torch import nn
 
 from ..errors import InputError, RunError
+from ..pace import Pace
 from ..patches import SLOT, Call, CallPatch, FunctorPatch, MethodPatch, Undoable, forbid_compiling, refuse_compiled
 from ..ranks import ratio
 from ..signature import Signature
+from ..snapshots import Calibration
 from ..terms.block_adapter import BlockAdapter
+from ..terms.budget import budget_for, budget_mask, computed_steps
 from ..terms.config import CacheConfig, CalibratorConfig, DBCacheConfig, DBPruneConfig, complete
 from ..terms.mask import steps_mask
 from ..terms.pattern import find_slots
@@ -29,7 +32,6 @@ from .clock import Announced, Clock, Forward, Tick
 from .loops import Loops
 from .prune import BlockPrune
 from .runner import Runner, Unit
-from .snapshots import Calibration
 
 __all__ = ["Installation", "install", "installed"]
 
@@ -42,6 +44,7 @@ class Site:
         self.clock = Clock(self.loops)
         self.log = log
         self.separate_cfg = separate_cfg
+        self.pace = Pace()
         self.stations: list[Station] = []
         self._set_steps = steps
         self._generation = -1
@@ -141,8 +144,19 @@ class Station:
                 patch.refresh()
             for runner in self.runners:
                 runner.mask, runner.own_steps = self._lay_out(runner)
+        if any(runner.config.speedup is not None for runner in self.runners) and self._paced(tick):
+            for runner in self.runners:
+                runner.mask, runner.own_steps = self._lay_out(runner)
         for runner in self.runners:
             runner.begin(tick)
+
+    def _paced(self, tick: Tick) -> bool:
+        """Return whether the time that reuse saves has just become known."""
+        site = self._site
+        if site.pace.share is not None or tick.index > 0:
+            return False
+        site.log.settle()
+        return site.pace.reach(tick.generation, tick.step, site.log.rows, {r.unit.name: r.saves for r in self.runners})
 
     def catch_up(self) -> None:
         """Count the forward in progress for runners that came too late for it."""
@@ -172,14 +186,30 @@ class Station:
         own = (runner.config.num_inference_steps for runner in self.runners)
         return self._site.steps if self._site.steps is not None else next(own, None)
 
+    def _afford(self, runner: Runner[Any], steps: int | None) -> list[int]:
+        """Return the mask that a budget or a speed-up comes to; every step computes until that is known."""
+        config, share = runner.config, self._site.pace.share
+        if steps is None:
+            what = "budget" if config.budget is not None else "speedup"
+            raise InputError(f"{runner.unit.name}: {what} needs the number of steps; set num_inference_steps")
+        if config.budget is not None:
+            count = computed_steps(config.budget, steps)
+        elif config.speedup is not None and share is not None:
+            count = budget_for(config.speedup, steps, share)
+        else:
+            return [1] * steps
+        return budget_mask(count, steps, config.error_profile, config.steps_computation_mask)
+
     def _lay_out(self, runner: Runner[Any]) -> tuple[Sequence[int] | None, bool]:
         """Return a runner's mask for this generation, and whether it counts this transformer's own steps."""
-        mask, own = runner.config.steps_computation_mask, runner.config.num_inference_steps
-        if mask is None:
+        config, mask, own = runner.config, runner.config.steps_computation_mask, runner.config.num_inference_steps
+        if mask is None and not config.dial:
             return None, False
         total = self._steps()
         alone = len(self._site.stations) > 1 and own is not None and own != self._site.steps
         steps = own if alone else total
+        if config.dial or mask is None:
+            return self._afford(runner, steps), alone
         where = f"{runner.unit.name}: steps_computation_mask"
         if isinstance(mask, str):
             if steps is None:

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..audit import Mean, Score
 from ..patches import Call
+from ..snapshots import Apart, Calibration, Snapshots, l1
 from ..terms.config import DBPruneConfig
 from ..terms.pattern import pack, unpack
 from ..terms.stats import DecisionLog
 from .decide import Verdict, by_difference
 from .runner import Context, Pass, Runner, Unit
-from .snapshots import Apart, Calibration, Snapshots, l1
 
 __all__ = ["BlockPrune"]
 
@@ -37,6 +38,7 @@ class PruneContext(Context):
 
     memories: dict[int, Memory] = field(default_factory=dict)
     diffs: list[float] = field(default_factory=list)  # of this step, block by block
+    scores: list[Score] = field(default_factory=list)  # likewise
 
     @property
     def nbytes(self) -> int:
@@ -102,8 +104,11 @@ class BlockPrune(Runner[PruneContext]):
             verdict = now.verdict
         if verdict.decision == "compute":
             return None
+        forecast = memory.snapshots.forecast(entry, context.k)
+        if self.config.audit and not memory.snapshots.credible(forecast, entry, context.k):
+            return None
         now.saved += 1
-        return pack(memory.snapshots.forecast(entry, context.k), self.unit.streams.returns, memory.form)
+        return pack(forecast, self.unit.streams.returns, memory.form)
 
     def _compare(self, now: Pass[PruneContext], memory: Memory, state: Tensor) -> Verdict:
         if memory.before is None or memory.norm is None or memory.before.shape != state.shape:
@@ -133,11 +138,14 @@ class BlockPrune(Runner[PruneContext]):
         memory.form = pack(dict.fromkeys(streams.returns), streams.returns, output)
         with torch.no_grad():
             try:
-                memory.snapshots.learn(entry, unpack(output, streams.returns), context.k, audit=False)
+                after = unpack(output, streams.returns)
+                score = memory.snapshots.learn(entry, after, context.k, self.config.audit)
             except ValueError:  # a block that changes the shape cannot be pruned
                 memory.before = None
                 return
             memory.before, memory.norm = state.detach(), l1(state)
+            if score is not None:
+                context.scores.append(score)
 
     def _finish(self, now: Pass[PruneContext]) -> None:
         now.watch.stop()
@@ -145,6 +153,8 @@ class BlockPrune(Runner[PruneContext]):
         if diffs:
             now.diff = sum(diffs) / len(diffs)
             diffs.clear()
+        if now.context.scores:
+            now.audit, now.context.scores = Mean(now.context.scores), []
         now.verdict = now.verdict or Verdict("compute", "threshold")
         if now.saved:
             now.verdict = Verdict("compute", now.verdict.reason)

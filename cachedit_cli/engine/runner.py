@@ -13,14 +13,15 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
+from ..audit import Mean, Score
 from ..patches import Call
+from ..snapshots import Calibration
 from ..stopwatch import Stopwatch
 from ..terms.config import CacheConfig
 from ..terms.pattern import Slot, Streams
 from ..terms.stats import DecisionLog, Reset, Row
 from .clock import Tick
 from .decide import Verdict, View, by_rule
-from .snapshots import Calibration
 
 __all__ = ["Context", "Pass", "Runner", "States", "Unit"]
 
@@ -56,6 +57,7 @@ class Context:
     k: int = 0  # steps so far
     cached: int = 0
     in_a_row: int = 0
+    planned: int = 0  # steps that the mask had planned to compute so far
     held: int = 0  # bytes, as of the last step that changed them
 
     @property
@@ -78,10 +80,12 @@ class Pass(Generic[ContextT]):
     context: ContextT
     entry: States  # streams before the first block
     watch: Stopwatch
+    view: View
     verdict: Verdict | None = None
     diff: float | None = None
     threshold: float | None = None
-    audit: Tensor | None = None
+    audit: Score | Mean | None = None
+    used: tuple[str, float] | None = None  # calibrator of the forecast that was made, and how far it reaches
     computed: int = 0
     saved: int = 0
     learned: bool = False  # what is kept has changed
@@ -143,6 +147,11 @@ class Runner(ABC, Generic[ContextT]):
         self._tick = self._pass = None
 
     @property
+    def saves(self) -> float:
+        """Part of the blocks that a reused step leaves out."""
+        return max(0, self.unit.count - self.config.Fn_compute_blocks - self.config.Bn_compute_blocks) / self.unit.count
+
+    @property
     def nbytes(self) -> int:
         """Bytes kept between steps."""
         return sum(context.nbytes for context in self._contexts.values())
@@ -167,16 +176,17 @@ class Runner(ABC, Generic[ContextT]):
             if context.history:
                 self._log.resets.append(Reset(tick.generation, tick.step, self.unit.name, tick.branch, "shape"))
             fresh = self._new_context()
-            fresh.k, fresh.cached = context.k, context.cached
+            fresh.k, fresh.cached, fresh.planned = context.k, context.cached, context.planned
             context = self._contexts[key] = fresh
         elif context is None:
             context = self._contexts[key] = self._new_context()
         context.like = like
         main = entry[self.unit.streams.main]
         watch = Stopwatch(main.device if isinstance(main, Tensor) else None)
-        now = self._pass = Pass(tick, context, entry, watch)
         step = context.k if self.own_steps else tick.step
-        view = View(context.k, step, context.history, context.cached, context.in_a_row)
+        ahead = context.k - context.cached - context.planned
+        view = View(context.k, step, context.history, context.cached, context.in_a_row, ahead)
+        now = self._pass = Pass(tick, context, entry, watch, view)
         now.verdict = by_rule(self.config, self.mask, view) if self.leader is None else None
         if now.verdict is not None and now.verdict.reason == "threshold":
             now.threshold = self.config.residual_diff_threshold
@@ -189,12 +199,15 @@ class Runner(ABC, Generic[ContextT]):
         context, tick, verdict = now.context, now.tick, now.verdict or Verdict("compute", "incomplete")
         row = Row(tick.generation, tick.step, self.unit.name, tick.branch, verdict.decision, verdict.reason)
         row.diff, row.threshold, row.computed, row.saved = now.diff, now.threshold, now.computed, now.saved
+        if now.used is not None:
+            row.calibrator, row.distance = now.used
         if now.learned:
             context.held = context.nbytes
         row.bytes = context.held
         reused = now.saved > 0
         context.k += 1
         context.cached += reused
+        context.planned += self.mask is None or now.view.step >= len(self.mask) or self.mask[now.view.step]
         context.in_a_row = context.in_a_row + 1 if reused else 0
         if now.watch.on_device:
             self._log.add(row, now.audit, now.watch)

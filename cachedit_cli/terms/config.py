@@ -14,6 +14,7 @@ from ..errors import InputError
 from .mask import POLICIES
 
 __all__ = [
+    "AutoCalibratorConfig",
     "CacheConfig",
     "CalibratorConfig",
     "DBCacheConfig",
@@ -95,6 +96,12 @@ def _number(name: str, value: Any) -> str | None:
     return None
 
 
+def _is_budget(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return value >= 1 if isinstance(value, int) else 0 < value <= 1
+
+
 @dataclass(frozen=True)
 class CacheConfig(Settings):
     """What DBCache and DBPrune have in common.
@@ -117,8 +124,17 @@ class CacheConfig(Settings):
         steps_computation_mask: One bit a step, 1 computes and 0 may reuse: a sequence of 0 and 1, a string of
             them, or the name of a policy (slow, medium, fast, ultra) that is laid out when the steps are known.
         steps_computation_policy: ``dynamic`` lets steps with bit 0 be decided by the rules, ``static`` reuses.
+        budget: Compute exactly so many steps: a whole number, or a share of the steps such as 0.5. They are placed by
+            ``error_profile``, else in the shape of ``steps_computation_mask``, else of the nearest policy. With the
+            policy ``dynamic`` a step whose difference asks for it is computed, and the next planned one is not.
+        speedup: Compute as many steps as make the denoising loop so many times as fast, for the time that the blocks
+            are measured to take in the second step of the first generation.
+        error_profile: How much each step suffers from being reused, as ``cachedit tune`` measures it; any number of
+            steps is interpolated.
         diff_token_stride: Compare every n-th token of the front residual only, which keeps so much less of it.
-        audit: Score, on computed steps, the forecast that could have been used.
+        audit: Score, on computed steps, the forecasts that could have been used, and compute instead of reusing where
+            a forecast's norm leaves 0.5 to 2 times the last computed change's (reason ``guard``). False does neither,
+            so that nothing says how good a run is.
     """
 
     Fn_compute_blocks: int = DefaultInt(8)
@@ -134,6 +150,9 @@ class CacheConfig(Settings):
     num_inference_steps: int | None = None
     steps_computation_mask: Sequence[int] | str | None = None
     steps_computation_policy: Literal["dynamic", "static"] = "dynamic"
+    budget: int | float | None = None
+    speedup: float | None = None
+    error_profile: Sequence[float] | None = None
     diff_token_stride: int = 1
     audit: bool = True
 
@@ -144,7 +163,21 @@ class CacheConfig(Settings):
         if isinstance(mask, Iterable) and mask not in POLICIES:
             bits = tuple(int(bit) if bit in ("0", "1", 0, 1) else bit for bit in mask)
             object.__setattr__(self, "steps_computation_mask", bits)
+        if isinstance(self.error_profile, Iterable):
+            object.__setattr__(self, "error_profile", tuple(self.error_profile))
         super().__post_init__()
+        if self.budget is not None and self.speedup is not None:
+            raise InputError(f"{type(self).__name__}: budget and speedup say the same in two ways; set one of them")
+
+    @property
+    def dial(self) -> bool:
+        """Whether a fixed number of steps is computed."""
+        return self.budget is not None or self.speedup is not None
+
+    @property
+    def planned(self) -> bool:
+        """Whether a mask says which steps are computed, its own or one that is made from a budget."""
+        return self.steps_computation_mask is not None or self.dial
 
     def _problem(self, name: str, value: Any) -> str | None:
         if value is None:
@@ -160,6 +193,14 @@ class CacheConfig(Settings):
                 return _number(name, value)
             case "enable_separate_cfg" | "cfg_compute_first" | "cfg_diff_compute_separate" | "audit":
                 return _flag(name, value)
+            case "budget" if not _is_budget(value):
+                return f"{name}: {value!r} is neither a number of steps (1, 2, ...) nor a share of them such as 0.5"
+            case "speedup":
+                bad = _number(name, value)
+                return bad or (None if 1 <= value < math.inf else f"{name}: {value!r} is no factor >= 1, such as 2.0")
+            case "error_profile":
+                finite = all(_number(name, each) is None and 0 <= each < math.inf for each in value)
+                return None if value and finite else f"{name}: {value!r} is not a list of numbers >= 0"
             case "steps_computation_policy" if value not in ("dynamic", "static"):
                 return f"{name}: {value!r} is neither 'dynamic' nor 'static'"
             case "steps_computation_mask" if value not in POLICIES:
@@ -199,6 +240,8 @@ class DBPruneConfig(CacheConfig):
         super().__post_init__()
 
     def _problem(self, name: str, value: Any) -> str | None:
+        if name in ("budget", "speedup") and value is not None:
+            return f"{name}: DBPrune decides block by block, so that no number of steps can be asked for; use DBCache"
         if name == "non_prune_block_ids" and value is not None:
             if not isinstance(value, tuple):
                 return f"{name}: {value!r} is not a list of block numbers"
@@ -238,17 +281,33 @@ class TaylorSeerCalibratorConfig(CalibratorConfig):
 
     Attributes:
         taylorseer_order: Highest derivative, 1 to 4; n keeps n + 1 tensors a stream.
+        taylorseer_damping: Factor on what is added to the last computed change, above 0 and at most 1: less than 1
+            goes only a part of the way, which is steadier where the model's path is not.
     """
 
     taylorseer_order: int = 1
+    taylorseer_damping: float = 1.0
 
     kind: ClassVar[str] = "taylorseer"
 
     def _problem(self, name: str, value: Any) -> str | None:
+        if name == "taylorseer_damping" and value is not None:
+            bad = _number(name, value)
+            return bad or (None if 0 < value <= 1 else f"{name}: {value!r} is not above 0 and at most 1")
         if name == "taylorseer_order" and value is not None:
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 4:
                 return f"{name}: {value!r} is not a whole number from 1 to 4"
         return super()._problem(name, value)
+
+
+@dataclass(frozen=True)
+class AutoCalibratorConfig(CalibratorConfig):
+    """Forecasts each step of each branch with the calibrator whose audited error at that distance is the smallest.
+
+    It chooses between hold and TaylorSeer of orders 1 and 2, each also damped by half; three tensors a stream are kept.
+    """
+
+    kind: ClassVar[str] = "auto"
 
 
 def fit(config: CacheConfig, blocks: int, where: str) -> tuple[CacheConfig, list[str]]:
@@ -265,7 +324,7 @@ def fit(config: CacheConfig, blocks: int, where: str) -> tuple[CacheConfig, list
     for name, value in (("Fn_compute_blocks", front), ("Bn_compute_blocks", config.Bn_compute_blocks)):
         if value > blocks:
             raise InputError(f"{where}: {name} is {value}, but the list has {blocks} blocks")
-    static = config.steps_computation_mask is not None and config.steps_computation_policy == "static"
+    static = config.planned and config.steps_computation_policy == "static"
     if config.kind == "DBCache" and front == 0 and not static and 0 < config.residual_diff_threshold < 1:
         raise InputError(
             f"{where}: Fn_compute_blocks is 0, so that there is no difference to decide by; set it to 1 or more, or "

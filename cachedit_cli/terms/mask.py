@@ -24,7 +24,7 @@ from itertools import groupby, zip_longest
 
 from ..errors import InputError
 
-__all__ = ["POLICIES", "bins_of", "steps_mask"]
+__all__ = ["POLICIES", "bins_of", "shaped", "steps_mask"]
 
 _REFERENCE = {
     "slow": "1111111101110011100110010001",
@@ -73,11 +73,35 @@ def bins_of(bits: Sequence[int]) -> tuple[list[int], list[int]]:
     return runs[0::2], runs[1::2]
 
 
+def shaped(shape: Sequence[int] | str | None, steps: int, count: int) -> list[int]:
+    """Return a mask of ``steps`` bits, ``count`` of them 1, in the shape of a policy or of another mask.
+
+    Args:
+        shape: A policy, or bits; None takes the policy whose share of computed steps is the nearest.
+        steps: Number of steps.
+        count: How many compute, from 1 to ``steps``.
+    """
+    if shape is None:
+        wanted = count / steps
+        shape = min(POLICIES, key=lambda policy: abs(_REFERENCE[policy].count("1") / _STEPS - wanted))
+    reference = _REFERENCE.get(shape) if isinstance(shape, str) else None
+    bits = reference or "".join(str(int(bit)) for bit in shape)
+    if "0" not in bits:
+        return shaped(None, steps, count)
+    # Fewer computed steps than the shape has need longer cached runs.
+    return _resampled(bits, steps, count, max(1, _ceil(bits.count("1") * steps, len(bits) * count)))
+
+
 def _from_policy(reference: str, steps: int) -> list[int]:
+    computed = reference.count("1")
+    return _resampled(reference, steps, min(steps, _ceil(_ENDS * _STEPS + (computed - _ENDS) * steps, _STEPS)), 1)
+
+
+def _resampled(reference: str, steps: int, count: int, stretch: int) -> list[int]:
+    """Return the reference's shape over ``steps`` steps with ``count`` computed ones; runs may be longer by a factor."""
     own = [position for position, bit in enumerate(reference) if bit == "1"]
     own_lead = reference.index("0")
-    longest = max(len(run) for run in reference.split("1"))
-    count = min(steps, _ceil(_ENDS * _STEPS + (len(own) - _ENDS) * steps, _STEPS))
+    longest = stretch * max(len(run) for run in reference.split("1"))
     if count == steps:
         return [1] * steps
     lead = min(_ceil(own_lead * count, len(own)), count - 1)
@@ -93,7 +117,7 @@ def _from_policy(reference: str, steps: int) -> list[int]:
         places.append(lead - 1 + (2 * numerator + denominator) // (2 * denominator))  # rounded to the nearest
 
     # Cached runs may not outgrow the policy's own longest.
-    limit = longest * steps // _STEPS + 1
+    limit = longest * steps // len(reference) + 1
     for index in range(count - 2, -1, -1):
         after = places[index + 1]
         places[index] = min(max(places[index], after - 1 - limit), after - 1)

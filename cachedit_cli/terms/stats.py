@@ -21,6 +21,18 @@ class Scalar(Protocol):
     def item(self) -> float: ...
 
 
+class Audited(Protocol):
+    """Errors of forecasts that may still be on their way from a device."""
+
+    @property
+    def distance(self) -> float: ...
+
+    @property
+    def used(self) -> str: ...
+
+    def errors(self) -> dict[str, float | None]: ...
+
+
 @dataclass(slots=True)
 class Row:
     """What one context did in one step of one branch. Unknown is None."""
@@ -34,6 +46,9 @@ class Row:
     diff: float | None = None  # relative L1 difference that was measured
     threshold: float | None = None  # what it was compared with
     audit: float | None = None  # relative L1 error of the forecast that a computed step could have used
+    audits: dict[str, float | None] | None = None  # the same of each calibrator that was tried, by name
+    calibrator: str | None = None  # what made the forecast, or would have
+    distance: float | None = None  # steps that the forecast reaches, from the last computed one
     computed: int = 0  # block calls made
     saved: int = 0  # block calls not made (reused or pruned)
     ms: float | None = None  # from the first block's call to the last block's return
@@ -72,10 +87,10 @@ class DecisionLog:
     rows: list[Row] = field(default_factory=list)
     resets: list[Reset] = field(default_factory=list)
     listener: Callable[[Row], None] | None = None  # told of each row as it happens
-    _pending: list[tuple[Row, Scalar | None, Scalar | None]] = field(default_factory=list, repr=False)
+    _pending: list[tuple[Row, Audited | None, Scalar | None]] = field(default_factory=list, repr=False)
 
-    def add(self, row: Row, audit: Scalar | None = None, ms: Scalar | None = None) -> None:
-        """Append a row; an audit error and a time still on a device are fetched when the log is read."""
+    def add(self, row: Row, audit: Audited | None = None, ms: Scalar | None = None) -> None:
+        """Append a row; audited errors and a time still on a device are fetched when the log is read."""
         self.rows.append(row)
         if audit is not None or ms is not None:
             self._pending.append((row, audit, ms))
@@ -86,8 +101,8 @@ class DecisionLog:
         """Fetch the numbers that were left on the device."""
         for row, audit, ms in self._pending:
             if audit is not None:
-                value = float(audit.item())
-                row.audit = value if math.isfinite(value) else None
+                row.audits, row.distance, row.calibrator = audit.errors(), audit.distance, audit.used
+                row.audit = row.audits.get(audit.used)
             if ms is not None:
                 row.ms = float(ms.item())
         self._pending.clear()

@@ -1,7 +1,11 @@
-"""What a context remembers of its middle blocks: the last snapshots of every stream, and the forecast from them."""
+"""What a context remembers of its middle blocks: the last snapshots of every stream, and the forecast from them.
+
+Knows tensors by the names of their streams; knows nothing of steps, branches and decisions.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..calibrators import Calibrator, Hold, calibrator_for
-from ..terms.config import CalibratorConfig
+from .audit import Board, Score
+from .calibrators import HOLD, Calibrator, calibrators_for
+from .terms.config import CalibratorConfig
 
 __all__ = ["Apart", "Calibration", "Snapshots", "copied", "l1"]
 
@@ -25,16 +30,18 @@ def l1(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Which calibrator forecasts which stream, and what of it.
+    """What forecasts which stream, and what of it.
 
     Attributes:
-        main: Calibrator of the denoised stream.
-        other: Calibrator of the further streams.
+        choices: Calibrators, the first of them until an audit says which is best; mostly one.
+        main: Forecast the denoised stream with it; False holds.
+        other: Forecast the further streams with it; False holds.
         absolute: Forecast the states after the middle instead of the change over it.
     """
 
-    main: Calibrator = Hold()
-    other: Calibrator = Hold()
+    choices: tuple[Calibrator, ...] = (HOLD,)
+    main: bool = True
+    other: bool = True
     absolute: bool = False
 
     @classmethod
@@ -42,10 +49,10 @@ class Calibration:
         """Return the calibration that the settings ask for; None holds the residual."""
         if config is None:
             return cls()
-        chosen, hold = calibrator_for(config), Hold()
         return cls(
-            chosen if config.enable_calibrator else hold,
-            chosen if config.enable_encoder_calibrator else hold,
+            calibrators_for(config),
+            config.enable_calibrator,
+            config.enable_encoder_calibrator,
             config.calibrator_cache_type == "hidden_states",
         )
 
@@ -58,6 +65,9 @@ class Snapshots:
         self._main = main
         self._times: list[float] = []
         self._kept: dict[str, list[Tensor] | None] = {}
+        choices = calibration.choices if calibration.main else ()
+        self._audited = tuple(dict.fromkeys((HOLD, *choices)))
+        self._board = Board(calibration.choices)
 
     def __bool__(self) -> bool:
         return bool(self._times)
@@ -66,12 +76,16 @@ class Snapshots:
     def nbytes(self) -> int:
         return sum(tensor.nbytes for kept in self._kept.values() if kept for tensor in kept)
 
-    def _weights(self, stream: str, count: int, now: float) -> list[float]:
-        calibrator = self._calibration.main if stream == self._main else self._calibration.other
-        return calibrator.weights(self._times[: min(calibrator.depth, count)], now)
+    def distance(self, now: float) -> float:
+        """Return the steps since the newest snapshot."""
+        return now - self._times[0]
 
-    def forecast(self, base: State, now: float) -> dict[str, Tensor | None]:
-        """Return every stream after the middle, ``base`` being the state before it."""
+    def calibrator(self, now: float) -> Calibrator:
+        """Return what forecasts the denoised stream at this time."""
+        return self._board.choose(self.distance(now)) if self._calibration.main else HOLD
+
+    def forecast(self, base: State, now: float, by: Calibrator | None = None) -> dict[str, Tensor | None]:
+        """Return every stream after the middle, ``base`` being the state before it; ``by`` is another calibrator."""
         result: dict[str, Tensor | None] = {}
         for stream, kept in self._kept.items():
             if kept is None:
@@ -81,24 +95,42 @@ class Snapshots:
             if len(kept) == 1 and start is not None:  # one snapshot can only be held, whatever the calibrator
                 result[stream] = start + kept[0]
                 continue
-            weights = self._weights(stream, len(kept), now)
+            weights = self._weights(stream, len(kept), now, by)
             total = torch.mul(kept[0], weights[0]) if start is None else torch.add(start, kept[0], alpha=weights[0])
             for tensor, weight in zip(kept[1:], weights[1:], strict=False):
                 total.add_(tensor, alpha=weight)
             result[stream] = total
         return result
 
-    def learn(self, base: State, after: State, now: float, audit: bool) -> Tensor | None:
+    def credible(self, forecast: State, base: State, now: float) -> bool:
+        """Return whether the forecast's change is finite and of about the size of the last computed one.
+
+        That is, its L1 norm is 0.5 to 2 times as large. The norm is only taken where the audited differences between
+        the snapshots do not already bound it, so that most steps need no look at a tensor; ``hold`` needs none at all.
+        """
+        kept = self._kept.get(self._main)
+        if kept is None or len(kept) == 1:
+            return True
+        weights = self._weights(self._main, len(kept), now)
+        if len(weights) == 1 or self._board.leap(weights) <= 0.5:
+            return True
+        value, start = forecast[self._main], base.get(self._main)
+        if value is None:
+            return True
+        size = float(l1(value if start is None else value - start).item())
+        return math.isfinite(size) and 0.5 * self._board.norm <= size <= 2 * self._board.norm
+
+    def learn(self, base: State, after: State, now: float, audit: bool) -> Score | None:
         """Keep what the middle did to each stream.
 
         Returns:
-            Relative L1 error that a forecast would have had on the denoised stream's change, as a scalar still on its
-            device; None without earlier snapshots or with ``audit`` off.
+            What forecasts of the denoised stream's change would have missed; None without earlier snapshots or with
+            ``audit`` off.
 
         Raises:
             ValueError: A stream changes its shape in the middle, so that nothing can be reused.
         """
-        error: Tensor | None = None
+        score: Score | None = None
         for stream, value in after.items():
             start = base.get(stream)
             if value is None:
@@ -111,20 +143,34 @@ class Snapshots:
             fresh = value.clone() if self._calibration.absolute or start is None else value - start.detach()
             kept = self._kept.get(stream) or []
             if audit and stream == self._main and kept:
-                error = self._score(kept, fresh, start, now)
-            calibrator = self._calibration.main if stream == self._main else self._calibration.other
-            self._kept[stream] = [fresh, *kept[: calibrator.depth - 1]]
-        depth = max(self._calibration.main.depth, self._calibration.other.depth)
+                score = self._score(kept, fresh, start, now)
+            self._kept[stream] = [fresh, *kept[: self._depth(stream) - 1]]
+        if score is not None:
+            self._board.add(score)
+        depth = max(self._depth(self._main), self._depth(None))
         self._times = [now, *self._times[: depth - 1]]
-        return error
+        return score
 
-    def _score(self, kept: Sequence[Tensor], fresh: Tensor, start: Tensor | None, now: float) -> Tensor:
-        weights = self._weights(self._main, len(kept), now)
-        miss = torch.sub(fresh, kept[0], alpha=weights[0])
-        for tensor, weight in zip(kept[1:], weights[1:], strict=False):
-            miss.sub_(tensor, alpha=weight)
+    def _calibrates(self, stream: str | None) -> bool:
+        return self._calibration.main if stream == self._main else self._calibration.other
+
+    def _depth(self, stream: str | None) -> int:
+        return max(choice.depth for choice in self._calibration.choices) if self._calibrates(stream) else 1
+
+    def _weights(self, stream: str, count: int, now: float, by: Calibrator | None = None) -> list[float]:
+        chosen = by or (self._board.choose(self.distance(now)) if self._calibrates(stream) else HOLD)
+        return chosen.weights(self._times[: min(chosen.depth, count)], now)
+
+    def _score(self, kept: Sequence[Tensor], fresh: Tensor, start: Tensor | None, now: float) -> Score:
         truth = fresh if start is None or not self._calibration.absolute else fresh - start.detach()
-        return l1(miss) / l1(truth)
+        norms = [l1(truth)]
+        for candidate in self._audited:
+            weights = candidate.weights(self._times[: min(candidate.depth, len(kept))], now)
+            miss = torch.sub(fresh, kept[0], alpha=weights[0])
+            for tensor, weight in zip(kept[1:], weights[1:], strict=False):
+                miss.sub_(tensor, alpha=weight)
+            norms.append(l1(miss))
+        return Score(self._audited, self.calibrator(now), self.distance(now), norms)
 
 
 def copied(states: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
