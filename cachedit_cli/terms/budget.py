@@ -45,7 +45,7 @@ def budget_for(speedup: float, steps: int, share: float) -> int:
 
 
 def budget_mask(
-    count: int, steps: int, profile: Sequence[float] | None, shape: Sequence[int] | str | None
+    count: int, steps: int, profile: Sequence[float] | None = None, shape: Sequence[int] | str | None = None
 ) -> list[int]:
     """Return one bit a step, ``count`` of them 1, the first among them.
 

@@ -88,6 +88,8 @@ def shaped(shape: Sequence[int] | str | None, steps: int, count: int) -> list[in
     bits = reference or "".join(str(int(bit)) for bit in shape)
     if "0" not in bits:
         return shaped(None, steps, count)
+    if "1" not in bits.lstrip("1"):
+        return [int(step < count) for step in range(steps)]
     # Fewer computed steps than the shape has need longer cached runs.
     return _resampled(bits, steps, count, max(1, _ceil(bits.count("1") * steps, len(bits) * count)))
 
@@ -98,12 +100,12 @@ def _from_policy(reference: str, steps: int) -> list[int]:
 
 
 def _resampled(reference: str, steps: int, count: int, stretch: int) -> list[int]:
-    """Return the reference's shape over ``steps`` steps with ``count`` computed ones; runs may be longer by a factor."""
+    """Return the reference's shape over ``steps`` steps, ``count`` computed; runs may be ``stretch`` times as long."""
     own = [position for position, bit in enumerate(reference) if bit == "1"]
     own_lead = reference.index("0")
     longest = stretch * max(len(run) for run in reference.split("1"))
-    if count == steps:
-        return [1] * steps
+    if count in (1, steps):
+        return [int(step < count) for step in range(steps)]
     lead = min(_ceil(own_lead * count, len(own)), count - 1)
 
     # The curve, from the end of the leading run (0 steps placed) to the last step (all of them).
