@@ -120,7 +120,7 @@ def _resampled(reference: str, steps: int, count: int, stretch: int) -> list[int
 
     # Cached runs may not outgrow the policy's own longest.
     limit = longest * steps // len(reference) + 1
-    for index in range(count - 2, -1, -1):
+    for index in range(count - 2, 0, -1):
         after = places[index + 1]
         places[index] = min(max(places[index], after - 1 - limit), after - 1)
     computed = set(places)
