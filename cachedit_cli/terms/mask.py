@@ -123,6 +123,9 @@ def _resampled(reference: str, steps: int, count: int, stretch: int) -> list[int
     for index in range(count - 2, 0, -1):
         after = places[index + 1]
         places[index] = min(max(places[index], after - 1 - limit), after - 1)
+    places[0] = 0
+    for index in range(1, count):  # where so many are placed that the leading run was pushed together
+        places[index] = max(places[index], places[index - 1] + 1)
     computed = set(places)
     return [int(step in computed) for step in range(steps)]
 
