@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from .calibrators import Calibrator
@@ -26,11 +25,11 @@ class Score:
         used: Name of the calibrator that a reused step would have taken here.
     """
 
-    def __init__(self, candidates: Sequence[Calibrator], used: Calibrator, distance: float, norms: Sequence[Tensor]):
+    def __init__(self, candidates: Sequence[Calibrator], used: Calibrator, distance: float, norms: Tensor):
         self.candidates = candidates
         self.distance = distance
         self.used = str(used)
-        self._norms: Tensor | list[float] = torch.stack(list(norms))  # of the truth, then of what each missed
+        self._norms: Tensor | list[float] = norms  # of the truth, then of what each missed
 
     def norms(self) -> list[float]:
         """Return the L1 norms of the computed change and of each candidate's miss; waits for the device once."""

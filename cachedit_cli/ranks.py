@@ -1,4 +1,4 @@
-"""Which processes share one sample, and a ratio of sums over all of it.
+"""Which processes share one sample, and sums over all of it.
 
 Knows what diffusers' ``enable_parallelism`` leaves on a model (0.36 to 0.42). A public way to ask for the group would
 let us delete ``group_of``.
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["group_of", "ratio"]
+__all__ = ["group_of", "ratio", "total"]
 
 
 def group_of(model: nn.Module) -> Any:
@@ -29,9 +29,15 @@ def ratio(model: nn.Module, part: Tensor, whole: Tensor) -> Tensor:
 
     So that all processes that share it decide alike. Both travel together, and nobody waits before the number is read.
     """
-    group = group_of(model)
-    if group is None:
+    if group_of(model) is None:
         return part / whole
-    sums = torch.stack((part, whole))
-    torch.distributed.all_reduce(sums, group=group)
+    sums = total(model, torch.stack((part, whole)))
     return sums[0] / sums[1]
+
+
+def total(model: nn.Module, sums: Tensor) -> Tensor:
+    """Return sums over what this process holds as sums over the whole sample; they may be changed in place."""
+    group = group_of(model)
+    if group is not None:
+        torch.distributed.all_reduce(sums, group=group)
+    return sums

@@ -6,7 +6,7 @@ Knows tensors by the names of their streams; knows nothing of steps, branches an
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,9 +60,14 @@ class Calibration:
 class Snapshots:
     """The last computed changes (or states), newest first, per stream."""
 
-    def __init__(self, calibration: Calibration, main: str) -> None:
+    def __init__(
+        self, calibration: Calibration, main: str, total: Callable[[Tensor], Tensor] = lambda sums: sums
+    ) -> None:
         self._calibration = calibration
         self._main = main
+        self._total = (
+            total if total is not None else lambda sums: sums
+        )  # where several processes hold parts of a sample
         self._times: list[float] = []
         self._kept: dict[str, list[Tensor] | None] = {}
         choices = calibration.choices if calibration.main else ()
@@ -117,7 +122,7 @@ class Snapshots:
         value, start = forecast[self._main], base.get(self._main)
         if value is None:
             return True
-        size = float(l1(value if start is None else value - start).item())
+        size = float(self._total(l1(value if start is None else value - start)).item())
         return math.isfinite(size) and 0.5 * self._board.norm <= size <= 2 * self._board.norm
 
     def learn(self, base: State, after: State, now: float, audit: bool) -> Score | None:
@@ -170,7 +175,9 @@ class Snapshots:
             for tensor, weight in zip(kept[1:], weights[1:], strict=False):
                 miss.sub_(tensor, alpha=weight)
             norms.append(l1(miss))
-        return Score(self._audited, self.calibrator(now), self.distance(now), norms)
+        sums = torch.stack(norms)
+        decides = len(self._audited) > 1  # hold's own score is only told, so that each process may have its part's
+        return Score(self._audited, self.calibrator(now), self.distance(now), self._total(sums) if decides else sums)
 
 
 def copied(states: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

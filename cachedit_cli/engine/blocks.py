@@ -5,7 +5,7 @@ Knows tensors and what a middle block returns; the walk through the blocks is th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,11 +24,11 @@ from .runner import Context, Pass, Runner, States, Unit
 __all__ = ["BlockCache"]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class BlockContext(Context):
     """What DBCache keeps."""
 
-    snapshots: Snapshots = field(default_factory=lambda: Snapshots(Calibration(), ""))
+    snapshots: Snapshots
     front: Tensor | None = None  # change over the front blocks at the last computed step
     front_norm: Tensor | None = None
     form: Any = None  # how a middle block packs its output: None in place of each stream, further items kept
@@ -58,7 +58,7 @@ class BlockCache(Runner[BlockContext]):
         self._measures = self._front > 0 and not static and 0 < config.residual_diff_threshold < 1
 
     def _new_context(self) -> BlockContext:
-        return BlockContext(snapshots=Snapshots(self._calibration, self.unit.streams.main))
+        return BlockContext(snapshots=Snapshots(self._calibration, self.unit.streams.main, self.unit.total))
 
     def drop(self, generation: int, step: int, reason: str | None) -> None:
         super().drop(generation, step, reason)
@@ -227,5 +227,5 @@ class BlockCache(Runner[BlockContext]):
             with torch.no_grad():
                 now.audit = context.snapshots.learn(self._base, unpack(output, returns), context.k, self.config.audit)
         except ValueError as error:  # nothing to reuse, so that the next step computes
-            tick, context.snapshots = now.tick, Snapshots(self._calibration, self.unit.streams.main)
+            tick, context.snapshots = now.tick, self._new_context().snapshots
             self._log.resets.append(Reset(tick.generation, tick.step, self.unit.name, tick.branch, str(error)))

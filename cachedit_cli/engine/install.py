@@ -17,7 +17,7 @@ from torch import nn
 from ..errors import InputError, RunError
 from ..pace import Pace
 from ..patches import SLOT, Call, CallPatch, FunctorPatch, MethodPatch, Undoable, forbid_compiling, refuse_compiled
-from ..ranks import ratio
+from ..ranks import ratio, total
 from ..signature import Signature
 from ..snapshots import Calibration
 from ..terms.block_adapter import BlockAdapter
@@ -290,7 +290,8 @@ class Installation:
             station = next(each for each in self._site.stations if each.model is member.transformer)
             config, calibrator, info = settle(member, self.cache_config, self.calibrator_config, adapter.skips)
             slots = [find_slots(block.forward, member.streams) for block in member.blocks]
-            unit = Unit(member.name, member.streams, slots, partial(ratio, station.model))
+            sums = partial(ratio, station.model), partial(total, station.model)
+            unit = Unit(member.name, member.streams, slots, *sums)
             calibration = Calibration.of(calibrator)
             runner: Runner[Any]
             if isinstance(config, DBPruneConfig):

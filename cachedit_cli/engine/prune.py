@@ -133,7 +133,7 @@ class BlockPrune(Runner[PruneContext]):
         now.learned = True
         memory = context.memories.get(index)
         if memory is None:
-            memory = context.memories[index] = Memory(Snapshots(self._calibration, streams.main))
+            memory = context.memories[index] = Memory(Snapshots(self._calibration, streams.main, self.unit.total))
         state = entry[streams.main]
         memory.form = pack(dict.fromkeys(streams.returns), streams.returns, output)
         with torch.no_grad():

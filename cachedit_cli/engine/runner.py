@@ -37,12 +37,14 @@ class Unit:
         streams: What the blocks take and return.
         slots: Where each block finds the carried streams among its arguments.
         ratio: Divides two sums over a sample, of which several processes may hold parts.
+        total: Makes sums over a part of the sample sums over all of it.
     """
 
     name: str
     streams: Streams
     slots: Sequence[dict[str, Slot]]
     ratio: Callable[[Tensor, Tensor], Tensor]
+    total: Callable[[Tensor], Tensor]
 
     @property
     def count(self) -> int:
