@@ -65,9 +65,7 @@ class Snapshots:
     ) -> None:
         self._calibration = calibration
         self._main = main
-        self._total = (
-            total if total is not None else lambda sums: sums
-        )  # where several processes hold parts of a sample
+        self._total = total  # over the processes that hold parts of a sample
         self._times: list[float] = []
         self._kept: dict[str, list[Tensor] | None] = {}
         choices = calibration.choices if calibration.main else ()

@@ -62,6 +62,7 @@ def pipe(flux: Any) -> Iterator[Any]:
 
 def test_the_public_names_are_exactly_these() -> None:
     assert sorted(cachedit_cli.__all__) == [
+        "AutoCalibratorConfig",
         "BlockAdapter",
         "BlockAdapterRegister",
         "CalibratorConfig",

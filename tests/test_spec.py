@@ -390,6 +390,7 @@ def test_taylorseer_calibrates_cached_steps(pipe: Any) -> None:
         "enable_encoder_calibrator": True,
         "calibrator_cache_type": "residual",
         "taylorseer_order": 1,
+        "taylorseer_damping": 1.0,
     }
 
 
