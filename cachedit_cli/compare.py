@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from . import plan
+from . import inputs, plan
 from .compare_record import Comparison, Entry, read
 from .errors import InputError
 from .jobs import jobs
@@ -23,6 +23,7 @@ __all__ = [
     "HTML",
     "MOST_VARIANTS",
     "check_html",
+    "not_compared",
     "parse_prompts",
     "parse_seeds",
     "parse_vary",
@@ -47,6 +48,10 @@ _SHARED = {
     "generate.seed": "every variant draws the same seeds; --seeds 0,1,2 gives them",
     "generate.seeds": "every variant draws the same seeds; --seeds 0,1,2 gives them",
     "generate.num_images": "every variant draws the same seeds; --seeds 0,1,2 gives them",
+    **{
+        f"generate.{name}": "every variant draws from the same pictures"
+        for name in ("image", "mask", "control_image", "last_image", "video", "inputs")
+    },
     "generate.batch_size": "pictures are drawn one by one, so that each has a time of its own",
 }
 
@@ -129,6 +134,11 @@ def without_cache(recipe: Recipe) -> Recipe:
     for section in ("cache", "calibrator", "blocks", "adapter"):
         settings.pop(section, None)
     return Recipe.model_validate({**settings, "cache": {"type": "none"}})
+
+
+def not_compared(what: str) -> str:
+    """Return why something cannot be compared."""
+    return f"{what}, and only pictures and video can be compared: PSNR and SSIM measure nothing else"
 
 
 def parse_vary(text: str) -> Vary:
@@ -234,6 +244,9 @@ def _told_apart(variants: Sequence[tuple[str, Recipe]]) -> Iterator[tuple[str, R
 def _check(baseline: Recipe, variants: Sequence[tuple[str, Recipe]]) -> None:
     """Refuse variants of another model or size, and settings that do not fit the model."""
     problems = []
+    if baseline.output.type == "latent":
+        raise InputError(not_compared("output.type: latents are asked for"))
+    inputs.check(baseline.generate)
     own = {**baseline.model.model_dump(), "size": _size(baseline)}
     for name, recipe in variants:
         mine = {**recipe.model.model_dump(), "size": _size(recipe)}
@@ -241,6 +254,8 @@ def _check(baseline: Recipe, variants: Sequence[tuple[str, Recipe]]) -> None:
         if differ:
             what = ", ".join(f"model.{key} is {mine[key]}, not {own[key]}" for key in differ)
             problems.append(f"{name}: {what}: the model is loaded once, so all variants need the same")
+        elif inputs.given(recipe.generate) != inputs.given(baseline.generate):
+            problems.append(f"{name}: begins with other pictures than the baseline: only the same can be compared")
         elif mine["size"] != own["size"]:
             sizes = [
                 " x ".join("default" if side is None else str(side) for side in each["size"]) for each in (mine, own)

@@ -66,6 +66,8 @@ class Trial:
         forecast_error: Mean of the audited errors of the forecasts.
         peak_bytes: Most memory that was held on the device during the call; CUDA only.
         cache_bytes: Most that the cache held.
+        frames: Of a video; ``psnr``, ``ssim`` and ``lpips`` are then means over them.
+        fps: Of them are shown a second.
     """
 
     job: int
@@ -85,6 +87,8 @@ class Trial:
     peak_bytes: int | None = None
     cache_bytes: int | None = None
     strips: list[Strip] = field(default_factory=list)
+    frames: int | None = None
+    fps: float | None = None
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,11 @@ from typing import Any, Literal
 
 from . import figures
 from .compare_record import Comparison, Entry, Strip, Summary, Trial
-from .contact_sheet import amplification, contact_sheet, opened
+from .contact_sheet import amplification, contact_sheet, opened, opened_frames
+from .encode import encoded
 from .figures import Sheet, human_bytes, labels, number
 from .files import write_whole
+from .media import Video
 
 __all__ = ["CONTACT_SHEET", "html", "sheet", "write_reports"]
 
@@ -26,6 +28,7 @@ CONTACT_SHEET = "contact-sheet.png"
 BEST = "*"
 
 _INLINED = 24_000_000  # bytes of pictures above which they are compressed with loss
+_CLIP = 80  # quality of the videos on the page
 # What tells nothing about a variant: where it comes from, and what all of them draw.
 _SAME = ("version", "name", "description", "output")
 _DRAWN = ("prompt", "prompts", "seed", "seeds", "num_images", "batch_size")
@@ -154,8 +157,9 @@ def html(comparison: Comparison, folder: Path, amplify: int) -> str:
         lstrip_blocks=True,
     )
     columns, lines = _lines(comparison)
-    sizes = [(folder / trial.file).stat().st_size for entry in comparison.entries for trial in entry.trials]
-    lossy = sum(sizes) > _INLINED
+    every = [trial for entry in comparison.entries for trial in entry.trials]
+    # Of a video one frame is shown as a picture.
+    lossy = sum((folder / trial.file).stat().st_size / (trial.frames or 1) for trial in every) > _INLINED
     first = comparison.baseline.trials[0]
     return environment.get_template("compare.html.j2").render(
         comparison=comparison,
@@ -167,6 +171,7 @@ def html(comparison: Comparison, folder: Path, amplify: int) -> str:
         lossy=lossy,
         pixelated=first.width < 256,
         size=(first.width, first.height),
+        frames=first.frames,
         cards=[_card(comparison, folder, place, lossy) for place in range(len(comparison.jobs))],
         stories=[_story(comparison, entry) for entry in comparison.entries if any(it.strips for it in entry.trials)],
         settings=_settings(comparison.entries),
@@ -177,18 +182,25 @@ def html(comparison: Comparison, folder: Path, amplify: int) -> str:
 
 @dataclass(frozen=True)
 class _Shot:
-    """A picture in the page."""
+    """A picture in the page; of a video the frame in the middle, and the whole of it as ``clip``."""
 
     number: int
     name: str
     worth: str
     source: str
+    clip: str | None
 
 
 def _card(comparison: Comparison, folder: Path, place: int, lossy: bool) -> Mapping[str, Any]:
     job = comparison.jobs[place]
     shots = [
-        _Shot(number_, entry.name, "" if entry.kind == "baseline" else psnr_text(trial), _source(folder, trial, lossy))
+        _Shot(
+            number_,
+            entry.name,
+            "" if entry.kind == "baseline" else psnr_text(trial),
+            _source(folder, trial, lossy),
+            None if trial.frames is None or trial.fps is None else _clip(folder, trial, trial.fps),
+        )
         for number_, entry in enumerate(comparison.entries)
         if (trial := entry.trial(place)) is not None
     ]
@@ -196,11 +208,19 @@ def _card(comparison: Comparison, folder: Path, place: int, lossy: bool) -> Mapp
 
 
 def _source(folder: Path, trial: Trial, lossy: bool) -> str:
-    data, kind = (folder / trial.file).read_bytes(), "png"
-    if lossy:
-        buffer = BytesIO()
-        opened(folder, trial).save(buffer, format="JPEG", quality=92)
-        data, kind = buffer.getvalue(), "jpeg"
+    if lossy or trial.frames is not None:
+        buffer, kind = BytesIO(), "jpeg" if lossy else "png"
+        opened(folder, trial).save(buffer, format=kind.upper(), quality=92)
+        return _inlined(buffer.getvalue(), kind)
+    return _inlined((folder / trial.file).read_bytes(), "png")
+
+
+def _clip(folder: Path, trial: Trial, fps: float) -> str:
+    ((_, data),) = encoded(Video(opened_frames(folder, trial), fps), "webp", _CLIP, {})
+    return _inlined(data, "webp")
+
+
+def _inlined(data: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 

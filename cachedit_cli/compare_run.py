@@ -14,14 +14,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import figures, pipeline
+from . import figures, media, pipeline
+from .compare import not_compared
 from .compare_record import Comparison, Determinism, Entry, Kind, Strip, Trial
 from .compare_report import write_reports
-from .contact_sheet import opened as opened_picture
+from .contact_sheet import opened_frames
 from .errors import CacheditError, InputError, RunError
 from .generate import Opened, caching, check_call, draw, environment, open_model
 from .jobs import Job
-from .media import Pictures
+from .media import Pictures, Video
 from .metrics import Judge
 from .models import locate
 from .plan import call_arguments
@@ -37,15 +38,17 @@ __all__ = ["carry_out", "make"]
 
 # Arguments that lay the steps out one by one: fewer steps would need others.
 _LAID_OUT = ("sigmas", "timesteps")
+_LAYERS = 1.0  # a second, of pictures with several layers, which are kept as frames
 
 Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class _Drawn:
-    """One picture, and what was measured while it was drawn."""
+    """One picture or video, and what was measured while it was drawn."""
 
-    picture: Image
+    frames: Sequence[Image]
+    fps: float | None  # None of a picture
     timings: dict[str, float]
     rows: list[Row]
     peak_bytes: int | None
@@ -128,6 +131,8 @@ def _check_calls(recipes: dict[str, Recipe]) -> None:
         cls = pipeline.call_class(files, recipe.model.pipeline, recipe.model.revision)
         try:
             check_call(recipe, cls)
+            if media.kind_of(cls) == "audio":
+                raise InputError(not_compared(f"{cls.__name__} makes sound"))
         except InputError as error:
             problems.update(dict.fromkeys(str(error).splitlines()))
     if problems:
@@ -180,7 +185,7 @@ class _Session:
         if self._judge.note is not None:
             comparison.note(self._judge.note)
         self._begun = False
-        self._warm: Image | None = None  # the baseline's first picture, which has to come out the same again
+        self._warm: Sequence[Image] | None = None  # the baseline's first picture, which has to come out the same again
         self._found = environment(opened)
         tell(f"loaded in {opened.seconds:.1f} s: {self._found['device']}, {self._found['dtype']}")
         comparison.environment = comparison.environment or self._found
@@ -204,7 +209,7 @@ class _Session:
         if known is None:
             known = self._keep(baseline, number, job, drawn, None)
         if number == 0:
-            self._compare_twice(drawn.picture)
+            self._compare_twice(drawn.frames)
         for entry in missing:
             try:
                 trial = self._keep(entry, number, job, self._draw(entry, job), (known, drawn.seconds))
@@ -223,7 +228,7 @@ class _Session:
         if changed:
             self._comparison.note(f"it was resumed in another environment: {', '.join(changed)}")
         self._tell("warm-up: the baseline's first picture")
-        self._warm = self._draw(self._comparison.baseline, self._comparison.jobs[0]).picture
+        self._warm = self._draw(self._comparison.baseline, self._comparison.jobs[0]).frames
         self._begun = True
 
     def _draw(self, entry: Entry, job: Job) -> _Drawn:
@@ -242,18 +247,20 @@ class _Session:
                 (product,) = draw(opened, [job], None)
             log.settle()
         peak = torch.cuda.max_memory_allocated(device) if on_cuda else None
-        if not isinstance(product, Pictures):
-            raise InputError(f"{type(opened.pipe).__name__} makes no pictures, and only pictures can be compared")
-        return _Drawn(product.images[0].convert("RGB"), timings, log.rows, peak)
+        if not isinstance(product, (Pictures, Video)):
+            raise InputError(not_compared(f"{type(opened.pipe).__name__} made {product.kind}"))
+        shown = product.frames if isinstance(product, Video) else product.images
+        fps = product.fps if isinstance(product, Video) else None if len(shown) == 1 else _LAYERS
+        return _Drawn([each.convert("RGB") for each in shown], fps, timings, log.rows, peak)
 
     def _keep(self, entry: Entry, number: int, job: Job, drawn: _Drawn, against: tuple[Trial, float] | None) -> Trial:
         """Measure a picture, save it and write everything down; ``against`` is the baseline's, with its seconds now."""
-        picture, rows = drawn.picture, drawn.rows
+        first, rows = drawn.frames[0], drawn.rows
         trial = Trial(
             job=number,
             file="",
-            width=picture.width,
-            height=picture.height,
+            width=first.width,
+            height=first.height,
             seconds=drawn.seconds,
             timings=drawn.timings,
             computed=sum(row.computed for row in rows),
@@ -262,16 +269,20 @@ class _Session:
             peak_bytes=drawn.peak_bytes,
             cache_bytes=_held(rows) if rows else None,
             strips=_strips(rows),
+            frames=None if drawn.fps is None else len(drawn.frames),
+            fps=drawn.fps,
         )
         if against is not None:
             known, trial.baseline_seconds = against
-            scores = self._judge(picture, opened_picture(self._folder, known))
+            scores = self._judge.frames(drawn.frames, opened_frames(self._folder, known))
             trial.identical = scores.psnr == float("inf")
             trial.psnr = None if trial.identical else scores.psnr
             trial.ssim, trial.lpips = scores.ssim, scores.lpips
+        kept = Pictures([first]) if drawn.fps is None else Video(drawn.frames, drawn.fps)
         (trial.file,) = RunFolder(self._folder, entry.name).save(
-            Pictures([picture]),
-            "png",
+            kept,
+            "png" if drawn.fps is None else "webp",
+            quality=100,  # without loss: what is compared is what was drawn
             prompt=job.prompt,
             seed=job.seed,
             cachedit=self._comparison.cachedit,
@@ -281,7 +292,7 @@ class _Session:
         self._comparison.write(self._folder)
         return trial
 
-    def _compare_twice(self, again: Image) -> None:
+    def _compare_twice(self, again: Sequence[Image]) -> None:
         """Say how far the first picture is from the same one again."""
         first, self._warm = self._warm, None
         if first is None:
@@ -299,15 +310,19 @@ class _Session:
             self._tell(text)
 
 
-def _apart(first: Image, again: Image, judge: Judge) -> Determinism:
-    if first.size != again.size:
-        raise RunError(f"the baseline drew {first.size} and then {again.size} pixels: nothing can be compared with it")
+def _apart(first: Sequence[Image], again: Sequence[Image], judge: Judge) -> Determinism:
+    before, after = ((len(frames), *frames[0].size) for frames in (first, again))
+    if before != after:
+        raise RunError(
+            f"the baseline drew {before} and then {after} (frames, width, height): nothing can be compared with it"
+        )
     import numpy
 
-    levels = numpy.abs(numpy.asarray(first).astype(int) - numpy.asarray(again).astype(int))
+    one, other = (numpy.stack([numpy.asarray(frame) for frame in frames]).astype(int) for frames in (first, again))
+    levels = numpy.abs(one - other)
     if not levels.any():
         return Determinism(identical=True)
-    psnr = judge(again, first).psnr
+    psnr = judge.frames(again, first).psnr
     return Determinism(False, levels=int(levels.max()), share=float((levels > 0).mean()), psnr=psnr)
 
 

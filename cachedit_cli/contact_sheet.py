@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
     from PIL.ImageFont import ImageFont as BitmapFont
 
-__all__ = ["amplification", "contact_sheet", "opened"]
+__all__ = ["amplification", "contact_sheet", "opened", "opened_frames"]
 
 _NARROWEST, _WIDEST = 192, 384  # pixels of a column: captions fit, and several stay on a screen
 _MOST = 120_000_000  # pixels of the sheet, above which columns stay narrow
@@ -35,12 +35,25 @@ _PAPER, _INK, _FAINT, _EMPTY = "#ffffff", "#1b1f24", "#667078", "#e8ebee"
 
 
 def opened(folder: Path, trial: Trial) -> Picture:
-    """Return a picture of a comparison."""
-    from PIL import Image
+    """Return a picture of a comparison; of a video the frame in the middle."""
+    frames = opened_frames(folder, trial)
+    return frames[len(frames) // 2]
 
+
+def opened_frames(folder: Path, trial: Trial) -> list[Picture]:
+    """Return the frames of a video of a comparison; of a picture itself."""
+    from PIL import Image, ImageSequence
+
+    frames: list[Picture] = []
+    end = 0  # milliseconds
     with Image.open(folder / trial.file) as file:
-        picture: Picture = file.convert("RGB")
-        return picture
+        for frame in ImageSequence.Iterator(file):
+            picture = frame.convert("RGB")
+            end += frame.info.get("duration", 0)
+            # WebP keeps frames that are the same as the one before as a longer one.
+            count = 1 if trial.fps is None else round(end * trial.fps / 1000) - len(frames)
+            frames += [picture] * count
+    return frames
 
 
 def amplification(comparison: Comparison, folder: Path) -> int:
@@ -166,8 +179,9 @@ class _Sheet:
 
     def _title(self) -> str:
         facts = self._comparison.environment
-        steps = self._comparison.baseline.steps
+        steps, first = self._comparison.baseline.steps, self._comparison.baseline.trials[0]
         parts = [f"cachedit compare: {self._comparison.name}"]
+        parts += [f"frame {first.frames // 2 + 1} of {first.frames}"] if first.frames is not None else []
         parts += [f"{steps} steps"] if steps is not None else []
         parts += [str(facts[key]) for key in ("device_name", "dtype") if key in facts]
         return ", ".join([*parts, self._comparison.started[:10]])

@@ -1,7 +1,7 @@
-"""How far one picture is from another: PSNR, SSIM and LPIPS, by torchmetrics.
+"""How far one picture or video is from another: PSNR, SSIM and LPIPS, by torchmetrics.
 
-Knows two pictures of one size; knows nothing of runs. All is done on floats from 0 to 1: differences of 8-bit integers
-wrap around. Imports torch and torchmetrics when something is measured.
+Knows two pictures of one size, or as many frames of two videos; knows nothing of runs. All is done on floats from 0 to
+1: differences of 8-bit integers wrap around. Imports torch and torchmetrics when something is measured.
 """
 
 from __future__ import annotations
@@ -79,6 +79,24 @@ class Judge:
             lpips=None if self._lpips is None else float(self._lpips(mine.float(), other.float())),
         )
 
+    def frames(self, video: Sequence[Image], reference: Sequence[Image]) -> Scores:
+        """Return the means over the frames; the PSNR's is over those that differ, and infinite only if none does.
+
+        Raises:
+            InputError: They are not as many, or of different sizes.
+        """
+        if len(video) != len(reference):
+            raise InputError(
+                f"the video has {len(video)} frames, the baseline's {len(reference)}: only as many can be compared"
+            )
+        each = [self(mine, other) for mine, other in zip(video, reference, strict=True)]
+        psnr = _mean([scores.psnr for scores in each if math.isfinite(scores.psnr)])
+        return Scores(
+            psnr=math.inf if psnr is None else psnr,
+            ssim=_mean([scores.ssim for scores in each if scores.ssim is not None]),
+            lpips=_mean([scores.lpips for scores in each if scores.lpips is not None]),
+        )
+
     def _perceptual(self) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
         if find_spec("torchvision") is None:
             return None
@@ -96,6 +114,10 @@ def pooled_psnr(values: Sequence[float]) -> float:
     errors = [10 ** (-value / 10) for value in values]
     mean = sum(errors) / len(errors)
     return -10 * math.log10(mean) if mean else math.inf
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def _floats(picture: Image) -> torch.Tensor:

@@ -217,6 +217,64 @@ def test_sound_is_a_wav_at_the_pipelines_rate(models: Callable[[Callable[[], Any
         assert len(set(file.readframes(3200))) > 1
 
 
+# ---- compare
+
+
+def test_videos_are_compared_frame_by_frame(models: Callable[[Callable[[], Any]], Path]) -> None:
+    changes = [*SMALL, "generate.num_inference_steps=4", "cache.max_warmup_steps=2", "output.fps=8", "output.dir=out"]
+    words = [word for change in changes for word in ("--set", change)]
+    source = recipe(models(tiny_pipelines.wan))
+    vary = ["--vary", "cache.residual_diff_threshold=0,0.9"]
+    assert main(["compare", source, *vary, *words, "--device", "cpu", "--no-fewer-steps"]) == 0
+    (folder,) = Path("out").iterdir()
+    facts = json.loads((folder / "compare.json").read_text())
+    (baseline,), (never,), (hasty,) = (entry["trials"] for entry in facts["entries"])
+    assert facts["deterministic"]["identical"]
+    assert (baseline["frames"], baseline["fps"]) == (9, 8.0)
+    assert never["identical"]
+    assert hasty["saved"] > 0
+    films = []
+    for trial in (baseline, hasty):
+        with Image.open(folder / trial["file"]) as film:
+            films.append([np.asarray(each.convert("RGB")) / 255 for each in ImageSequence.Iterator(film)])
+    errors = [np.mean((mine - its) ** 2) for mine, its in zip(*films, strict=True)]
+    assert len(errors) == 9
+    assert hasty["psnr"] == pytest.approx(np.mean([-10 * np.log10(error) for error in errors if error]), abs=1e-3)
+    assert (folder / "contact-sheet.png").exists()
+    assert "9 frames of 32 x 32" in (folder / "report.html").read_text()
+
+
+def test_what_has_no_pictures_is_not_compared(
+    models: Callable[[Callable[[], Any]], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound = recipe(models(tiny_pipelines.stable_audio))
+    latents = ["demo", "--set", "output.type=latent"]
+    for source, what in ((latents, "output.type: latents are asked for"), ([sound], "StableAudioPipeline makes sound")):
+        assert main(["compare", *source, "--vary", "cache.residual_diff_threshold=0.1,0.2", "--output-dir", "out"]) == 2
+        why = "and only pictures and video can be compared: PSNR and SSIM measure nothing else"
+        assert capsys.readouterr().err == f"{what}, {why}\n"
+    assert not list(Path("out").glob("*"))
+
+
+def test_variants_begin_with_the_same_picture(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "demo", "--vary", "generate.image=a.png,b.png"]) == 2
+    assert "generate.image cannot vary: every variant draws from the same pictures" in capsys.readouterr().err
+
+
+def test_fewer_steps_are_as_many_as_strength_leaves() -> None:
+    changes = ["model.pipeline=FluxImg2ImgPipeline", "generate.image=picture.png", "generate.strength=0.5"]
+    changes += ["generate.num_inference_steps=12", "output.dir=out", "cache.steps_computation_policy=static"]
+    words = [word for change in [*changes, "cache.max_warmup_steps=1"] for word in ("--set", change)]
+    assert main(["compare", "demo", "--vary", "cache.steps_computation_mask=ultra", *words, "--device", "cpu"]) == 0
+    (folder,) = Path("out").iterdir()
+    entries = json.loads((folder / "compare.json").read_text())["entries"]
+    assert [entry["kind"] for entry in entries] == ["baseline", "variant", "fewer-steps"]
+    assert (entries[0]["steps"], entries[1]["steps"]) == (6, 6)
+    fewer = entries[2]
+    assert fewer["name"] == f"{fewer['steps']} steps, no cache"
+    assert fewer["recipe"]["generate"]["num_inference_steps"] > fewer["steps"]
+
+
 # ---- what is refused before weights are loaded
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 from collections.abc import Iterator
@@ -10,15 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageSequence
 from rich.console import Console
 
 from cachedit_cli import compare_report, report
 from cachedit_cli.compare_record import Comparison, Determinism, Entry, Strip, Trial, read
 from cachedit_cli.compare_report import html, sheet
-from cachedit_cli.contact_sheet import amplification, contact_sheet
+from cachedit_cli.contact_sheet import amplification, contact_sheet, opened, opened_frames
+from cachedit_cli.encode import encoded
 from cachedit_cli.errors import InputError
 from cachedit_cli.jobs import Job
+from cachedit_cli.media import Video
 from tests.browser import CHROMIUM, Page, browser
 
 SIZE = 32
@@ -184,6 +187,65 @@ def test_settings_that_variants_do_not_share_are_marked(comparison: Comparison, 
     ]
 
 
+# --------------------------------------------------------------------------------------------------------------- video
+
+
+FRAMES = 5
+
+
+@pytest.fixture
+def videos(comparison: Comparison, tmp_path: Path) -> Comparison:
+    """The same comparison of videos, whose frames get brighter."""
+    for entry, shift in zip(comparison.entries, (0, 2, 25, 8), strict=True):
+        for each in entry.trials:
+            each.file, each.frames, each.fps = each.file.replace(".png", ".webp"), FRAMES, 8.0
+            frames = [picture(shift + 4 * place, each.job) for place in range(FRAMES)]
+            ((_, data),) = encoded(Video(frames, 8.0), "webp", 100, {})
+            (tmp_path / each.file).write_bytes(data)
+    return comparison
+
+
+def test_the_sheet_shows_the_frame_in_the_middle(videos: Comparison, tmp_path: Path) -> None:
+    trial = videos.baseline.trials[0]
+    assert (np.asarray(opened(tmp_path, trial)) == np.asarray(picture(8, 0))).all()
+    with Image.open(io.BytesIO(contact_sheet(videos, tmp_path, 8))) as sheet_of_videos:
+        colours = {colour for _, colour in sheet_of_videos.convert("RGB").getcolors(1 << 24) or ()}
+    assert {tuple(map(int, level)) for level in np.asarray(picture(8, 0)).reshape(-1, 3)} <= colours
+
+
+def test_the_page_holds_the_videos_and_the_frame_in_the_middle(videos: Comparison, tmp_path: Path) -> None:
+    page = html(videos, tmp_path, 8)
+    clips = re.findall(r'data-clip="data:image/webp;base64,([^"]+)"', page)
+    assert len(clips) == videos.pictures
+    with Image.open(io.BytesIO(base64.b64decode(clips[0]))) as clip:
+        lengths = []
+        for frame in ImageSequence.Iterator(clip):
+            frame.load()
+            lengths.append(frame.info["duration"])
+    assert sum(lengths) == 1000 * FRAMES / 8
+    stills = re.findall(r'img src="data:image/png;base64,([^"]+)"', page)
+    with Image.open(io.BytesIO(base64.b64decode(stills[0]))) as still:
+        assert (np.asarray(still) == np.asarray(picture(8, 0))).all()
+    assert "2 videos of 5 frames of 32 x 32" in page
+
+
+def test_frames_that_stand_still_are_all_there(comparison: Comparison, tmp_path: Path) -> None:
+    """WebP keeps them as one that lasts longer."""
+    for rate in (7.0, 24.0, 60.0):
+        frames = [picture(shift, 0) for shift in (0, 0, 9, 9, 9, 3, 3)]
+        ((_, data),) = encoded(Video(frames, rate), "webp", 100, {})
+        (tmp_path / "still.webp").write_bytes(data)
+        kept = Trial(0, "still.webp", SIZE, SIZE, 1.0, frames=len(frames), fps=rate)
+        found = opened_frames(tmp_path, kept)
+        assert [np.asarray(frame).tobytes() for frame in found] == [np.asarray(frame).tobytes() for frame in frames]
+
+
+def test_pictures_have_nothing_to_play(comparison: Comparison, tmp_path: Path) -> None:
+    page = html(comparison, tmp_path, 8)
+    assert "data-clip" not in page.partition("<script>\n")[0]
+    assert 'id="play"' not in page
+
+
 # ------------------------------------------------------------------------------------------------------------- browser
 
 
@@ -249,6 +311,21 @@ def test_sliding_cuts_the_variant_where_the_slider_is(chromium: Page, page: Path
     assert (
         chromium.evaluate("document.querySelector('.shown').textContent") == "left: baseline, right: careful (40.0 dB)"
     )
+
+
+def test_videos_play_until_they_are_stopped_at_the_frame_in_the_middle(
+    chromium: Page, videos: Comparison, tmp_path: Path
+) -> None:
+    file = tmp_path / "videos.html"
+    file.write_text(html(videos, tmp_path, 8), encoding="utf-8")
+    chromium.said.clear()
+    chromium.open(file, 390)
+    kind = "[...document.querySelectorAll('.stage img')].map(each => each.src.slice(5, 15))"
+    assert set(chromium.evaluate(kind)) == {"image/webp"}
+    chromium.evaluate("document.getElementById('play').click()")
+    assert set(chromium.evaluate(kind)) == {"image/png;"}
+    assert chromium.evaluate("document.documentElement.scrollWidth") <= 390
+    assert chromium.said == []
 
 
 def test_dark_is_dark(chromium: Page, page: Path) -> None:

@@ -67,6 +67,36 @@ def test_pictures_of_two_sizes_are_refused(judge: Judge) -> None:
     assert str(caught.value) == "the picture is 16 x 32, the baseline's 16 x 16: only one size can be compared"
 
 
+def test_a_videos_scores_are_means_over_its_frames_and_the_psnrs_over_those_that_differ(judge: Judge) -> None:
+    frames, reference = [flat(100), flat(100), flat(100)], [flat(100), flat(110), flat(140)]
+    found = judge.frames(frames, reference)
+    decibels = [20 * math.log10(255 / apart) for apart in (10, 40)]
+    assert found.psnr == pytest.approx(sum(decibels) / 2, abs=1e-5)
+    each = [judge(mine, its).ssim or 0.0 for mine, its in zip(frames, reference, strict=True)]
+    assert found.ssim == pytest.approx(sum(each) / 3)
+    assert judge.frames(frames, frames).psnr == math.inf
+    assert judge.frames([flat(0)], [flat(255)]).psnr == pytest.approx(0, abs=1e-5)
+    with pytest.raises(InputError, match="the video has 3 frames, the baseline's 1: only as many can be compared"):
+        judge.frames(frames, reference[:1])
+
+
+def test_lpips_is_a_mean_over_frames_where_it_is_installed(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its network is downloaded, so that here a mean difference stands in for it: the floats that it gets are real."""
+    monkeypatch.setattr(judge, "_lpips", lambda mine, other: (mine - other).abs().mean())
+    found = judge.frames([flat(0), flat(0)], [flat(51), flat(153)])
+    assert found.lpips == pytest.approx((0.2 + 0.6) / 2)
+
+
+def test_lpips_whose_weights_cannot_be_opened_is_left_out_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchmetrics itself raises where torchvision is not there, which is as far as this gets without it."""
+    monkeypatch.setattr(metrics, "find_spec", lambda name: object())
+    if find_spec("torchvision") is None:
+        judge = Judge()
+        assert judge.note is not None
+        assert judge.note.startswith("LPIPS is left out: its weights could not be opened (ModuleNotFoundError: ")
+        assert judge(flat(1), flat(2)).lpips is None
+
+
 def test_pooling_is_of_errors_not_of_decibels() -> None:
     assert pooled_psnr([30, math.inf]) == pytest.approx(30 + 10 * math.log10(2))
     assert pooled_psnr([20, 40]) == pytest.approx(-10 * math.log10((1e-2 + 1e-4) / 2))
