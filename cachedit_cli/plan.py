@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -209,19 +210,21 @@ def _units(
 ) -> list[_Unit]:
     shared = recipe.calibrator_config()
     if recipe.blocks:
-        return [
-            _unit(files, entry.paths(), list(ForwardPattern)[entry.pattern], {}, (config, own), calibrator or shared)
+        named = [
+            (_counted(files, entry.paths(), list(ForwardPattern)[entry.pattern], {}), own, calibrator or shared)
             for entry, (own, calibrator) in zip(recipe.blocks, recipe.modifiers(steps), strict=True)
         ]
+        lengths = _lengths([counted for counted, _, _ in named])
+        return [_unit(counted, config, own, calibrator, lengths) for counted, own, calibrator in named]
     found = []
     for part, adapter in used.items():
         facts = files.config(part)
-        lengths = {f"{part}.{each.path}": facts.get(each.length) for each in adapter.lists if each.length}
+        counts = {f"{part}.{each.path}": facts.get(each.length) for each in adapter.lists if each.length}
         for lists in [adapter.lists] if adapter.chain else [(each,) for each in adapter.lists]:
             paths = [f"{part}.{each.path}" for each in lists]
-            pieces = _pieces(lists[0], paths[0], lengths, facts) or [paths]
-            found += [_unit(files, piece, lists[0].pattern, lengths, (config, None), shared) for piece in pieces]
-    return found
+            pieces = _pieces(lists[0], paths[0], counts, facts) or [paths]
+            found += [_counted(files, piece, lists[0].pattern, counts) for piece in pieces]
+    return [_unit(counted, config, None, shared, _lengths(found)) for counted in found]
 
 
 def _pieces(entry: BlockList, path: str, lengths: dict[str, Any], facts: Mapping[str, Any]) -> list[list[str]]:
@@ -233,25 +236,44 @@ def _pieces(entry: BlockList, path: str, lengths: dict[str, Any], facts: Mapping
     return [[name] for name in names]
 
 
-def _unit(
-    files: ModelFiles,
-    paths: Sequence[str],
-    pattern: ForwardPattern | Streams,
-    lengths: Mapping[str, Any],
-    configs: tuple[CacheConfig, CacheConfig | None],
-    calibrator: CalibratorConfig | None,
-) -> _Unit:
-    name, streams = " + ".join(paths), as_streams(pattern)
+@dataclass(frozen=True)
+class _Counted:
+    """Blocks that are decided together, and how many there are; 0 where that is not known."""
+
+    name: str
+    model: str
+    streams: Streams
+    blocks: int
+
+
+def _counted(
+    files: ModelFiles, paths: Sequence[str], pattern: ForwardPattern | Streams, lengths: Mapping[str, Any]
+) -> _Counted:
     counts = [lengths.get(path) or files.count(*path.split(".", 1)) for path in paths]
     known = [count for count in counts if isinstance(count, int)]
-    blocks = sum(known) if len(known) == len(counts) else 0
-    config, notes = merge(*configs), list[str]()
-    if blocks:
-        config, notes = fit(config, blocks, name)
-    shared = configs[0].as_dict()
-    changed = {key: value for key, value in config.as_dict().items() if value != shared[key]}
     model = files.components.get(paths[0].partition(".")[0], "")
-    return _Unit(ContextInfo(name, model, "", str(streams), blocks, changed, notes), streams, config, calibrator)
+    return _Counted(" + ".join(paths), model, as_streams(pattern), sum(known) if len(known) == len(counts) else 0)
+
+
+def _lengths(units: Sequence[_Counted]) -> tuple[int, ...]:
+    """Return how many blocks each unit has; more than any setting asks for where that is not known."""
+    return tuple(unit.blocks or sys.maxsize for unit in units)
+
+
+def _unit(
+    counted: _Counted,
+    shared: CacheConfig,
+    own: CacheConfig | None,
+    calibrator: CalibratorConfig | None,
+    lengths: tuple[int, ...],
+) -> _Unit:
+    config, notes = merge(shared, own), list[str]()
+    if counted.blocks:
+        config, notes = fit(config, counted.blocks, counted.name, own, lengths)
+    before = shared.as_dict()
+    changed = {key: value for key, value in config.as_dict().items() if value != before[key]}
+    info = ContextInfo(counted.name, counted.model, "", str(counted.streams), counted.blocks, changed, notes)
+    return _Unit(info, counted.streams, config, calibrator)
 
 
 def _shortened(steps: int | None, strength: float | None) -> int | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cachedit_cli import demo, plan, recipe
+from cachedit_cli import demo, plan, recipe, runs
 from cachedit_cli.cli import main
 from cachedit_cli.errors import InputError
 from cachedit_cli.models import hub_cache, locate
@@ -67,9 +67,9 @@ def test_the_estimate_of_cache_memory_is_what_a_run_holds(
     options = [word for change in settings for word in ("--set", change)]
     assert main(["run", source, *options, "--json", "--output-dir", str(tmp_path)]) == 0
     most: dict[tuple[str, str], int] = {}
-    for row in json.loads(capsys.readouterr().out)["log"]["rows"]:
-        key = (row["context"], row["branch"])
-        most[key] = max(most.get(key, 0), row["bytes"])
+    for row in runs.load(json.loads(capsys.readouterr().out)["folder"]).record.log.rows:
+        key = (row.context, row.branch)
+        most[key] = max(most.get(key, 0), row.bytes)
     assert planned(*settings, source=source).cache_bytes == sum(most.values()) > 0
 
 
@@ -83,6 +83,20 @@ def test_a_default_that_gives_way_to_the_model_is_noted(tmp_path: Path) -> None:
     assert context.notes == ["Fn_compute_blocks is 2 instead of the default 8: 5 blocks"]
     assert found.notes == ["the number of steps is the pipeline's default, and shows when it is loaded"]
     assert (found.steps, found.cache_bytes) == (None, None)
+
+
+def test_a_front_that_one_of_two_lists_cannot_take_is_cut_for_it(tmp_path: Path) -> None:
+    lengths = {"num_mmdit_layers": 4, "num_single_dit_layers": 32}
+    folder = a_model(tmp_path / "m", "AuraFlowTransformer2DModel", lengths)
+    file = tmp_path / "aura.yaml"
+    text = f"version: 1\nmodel: {{id: {folder}}}\nadapter: auraflow\ncache: {{Fn_compute_blocks: 8}}\n"
+    file.write_text(f"{text}generate: {{prompt: a}}\n")
+    joint, single = planned(source=str(file)).contexts
+    assert joint.settings == {"Fn_compute_blocks": 4}
+    assert joint.notes == ["Fn_compute_blocks is 4 instead of 8: 4 blocks, all of them computed"]
+    assert (single.settings, single.notes) == ({}, [])
+    with pytest.raises(InputError, match="Fn_compute_blocks is 33, but the block lists have 4 and 32 blocks"):
+        planned("cache.Fn_compute_blocks=33", source=str(file))
 
 
 def test_a_policys_mask_is_laid_out_over_the_steps() -> None:

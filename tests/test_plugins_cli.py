@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cachedit_cli import registry
+from cachedit_cli import registry, runs
 from cachedit_cli.cli import main
 from tests.hand_written import PLUGIN, a_pipeline
 
@@ -70,7 +70,8 @@ def ran(*arguments: str, caught: CAUGHT) -> tuple[int, str, str]:
 
 
 def decisions(out: str) -> list[tuple[str, int, int]]:
-    return [(row["decision"], row["computed"], row["saved"]) for row in json.loads(out)["log"]["rows"]]
+    rows = runs.load(json.loads(out)["folder"]).record.log.rows
+    return [(row.decision, row.computed, row.saved) for row in rows]
 
 
 HALF = [("compute", 6, 0)] * 2 + [("reuse", 2, 4)] * 4

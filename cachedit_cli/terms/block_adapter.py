@@ -46,6 +46,7 @@ class Member:
         streams: What they take and return.
         modifier: Settings of its own.
         leader: Which member's decision it shares, by its place among the members; None decides itself.
+        lengths: Blocks of each member of the adapter.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Member:
     streams: Streams
     modifier: ParamsModifier | None
     leader: int | None = None
+    lengths: tuple[int, ...] = ()
 
 
 @dataclass
@@ -134,7 +136,8 @@ class BlockAdapter:
                         raise InputError(f"{member.name}: lists that take turns have one length, and this has another")
                     member = replace(member, modifier=members[first].modifier, leader=first)
                 members.append(member)
-        return members
+        lengths = tuple(len(member.blocks) for member in members)
+        return [replace(member, lengths=lengths) for member in members]
 
     def _name(self, model: nn.Module, index: int, blocks: nn.ModuleList) -> str:
         if not isinstance(blocks, nn.ModuleList):

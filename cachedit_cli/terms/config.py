@@ -310,8 +310,17 @@ class AutoCalibratorConfig(CalibratorConfig):
     kind: ClassVar[str] = "auto"
 
 
-def fit(config: CacheConfig, blocks: int, where: str) -> tuple[CacheConfig, list[str]]:
+def fit(
+    config: CacheConfig, blocks: int, where: str, own: CacheConfig | None = None, lengths: Sequence[int] = ()
+) -> tuple[CacheConfig, list[str]]:
     """Adapt complete settings to a list of ``blocks`` blocks; returns them with a note on each change.
+
+    Args:
+        config: The settings in force for the list.
+        blocks: Its length.
+        where: Its name.
+        own: Those of them that were given for this list alone, which are never changed.
+        lengths: Of all lists that share the others; a front or back that one of them can take is cut for this one.
 
     Raises:
         InputError: More front or back blocks are asked for than there are, or nothing is left to measure.
@@ -322,8 +331,18 @@ def fit(config: CacheConfig, blocks: int, where: str) -> tuple[CacheConfig, list
         notes.append(f"Fn_compute_blocks is {front} instead of the default {config.Fn_compute_blocks}: {blocks} blocks")
         config = replace(config, Fn_compute_blocks=front)
     for name, value in (("Fn_compute_blocks", front), ("Bn_compute_blocks", config.Bn_compute_blocks)):
-        if value > blocks:
+        if value <= blocks:
+            continue
+        if own is not None and getattr(own, name) is not None:
             raise InputError(f"{where}: {name} is {value}, but the list has {blocks} blocks")
+        if value > max(lengths, default=0):
+            if len(set(lengths)) > 1:
+                known = f"{', '.join(map(str, lengths[:-1]))} and {lengths[-1]}"
+                raise InputError(f"{name} is {value}, but the block lists have {known} blocks")
+            raise InputError(f"{where}: {name} is {value}, but the list has {blocks} blocks")
+        notes.append(f"{name} is {blocks} instead of {value}: {blocks} blocks, all of them computed")
+        cut: dict[str, Any] = {name: blocks}
+        config = replace(config, **cut)
     static = config.planned and config.steps_computation_policy == "static"
     if config.kind == "DBCache" and front == 0 and not static and 0 < config.residual_diff_threshold < 1:
         raise InputError(

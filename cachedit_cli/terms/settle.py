@@ -25,13 +25,14 @@ def settle(
         InputError: The settings do not fit the blocks.
     """
     modifier = member.modifier
-    config = merge(shared, modifier.cache_config if modifier is not None else None)
-    own = modifier.calibrator_config if modifier is not None else None
-    if own is not None:
-        calibrator = merge(calibrator, own) if type(calibrator) is type(own) else complete(own)
+    own = modifier.cache_config if modifier is not None else None
+    config = merge(shared, own)
+    forecast = modifier.calibrator_config if modifier is not None else None
+    if forecast is not None:
+        calibrator = merge(calibrator, forecast) if type(calibrator) is type(forecast) else complete(forecast)
     elif calibrator is not None:
         calibrator = complete(calibrator)
-    config, notes = fit(config, len(member.blocks), member.name)
+    config, notes = fit(config, len(member.blocks), member.name, own, member.lengths)
     if skips and config.kind == "DBCache":
         _check_skips(config, member)
     settings = {"type": config.kind, **config.as_dict()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -259,3 +260,19 @@ def test_blocks_that_begin_anew_are_a_list_of_their_own() -> None:
             ("transformer.single_transformer_blocks[0:4]", 4),
             ("transformer.single_transformer_blocks[4:8]", 4),
         ]
+
+
+def test_a_front_larger_than_one_of_two_lists_computes_all_of_it() -> None:
+    tiny = replace(TINY["auraflow"], config={**TINY["auraflow"].config, "num_mmdit_layers": 2})
+    model = tiny.build()
+    with cached(model, settings(3, 0, 1.0)) as cache:
+        for step in range(STEPS):
+            forward(model, tiny, step)
+    joint, single = cache.log.contexts
+    assert (joint.blocks, joint.settings["Fn_compute_blocks"], single.settings["Fn_compute_blocks"]) == (2, 2, 3)
+    assert joint.notes == ["Fn_compute_blocks is 2 instead of 3: 2 blocks, all of them computed"]
+    assert not single.notes
+    saved = {
+        info.name: sum(row.saved for row in cache.log.rows if row.context == info.name) for info in (joint, single)
+    }
+    assert saved == {joint.name: 0, single.name: STEPS - 1}

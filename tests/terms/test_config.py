@@ -245,6 +245,29 @@ def test_the_default_gives_way_also_after_merging_and_completing(kind: type[Cach
     assert fit(config, 4, "blocks")[0].Fn_compute_blocks == 2
 
 
+@pytest.mark.parametrize("name", ["Fn_compute_blocks", "Bn_compute_blocks"])
+def test_what_only_one_of_several_lists_cannot_take_is_cut_for_it_and_says_so(name: str) -> None:
+    config = merge(DBCacheConfig(Fn_compute_blocks=1), DBCacheConfig.reset(**{name: 8}))
+    short, notes = fit(config, 4, "short", None, (4, 32))
+    assert getattr(short, name) == 4
+    assert notes == [f"{name} is 4 instead of 8: 4 blocks, all of them computed"]
+    assert fit(config, 32, "long", None, (4, 32)) == (config, [])
+
+
+def test_what_no_list_can_take_is_an_error_that_names_their_lengths() -> None:
+    for blocks in (4, 32):
+        with pytest.raises(InputError) as caught:
+            fit(DBCacheConfig(Fn_compute_blocks=33), blocks, "blocks", None, (4, 32, 8))
+        assert str(caught.value) == "Fn_compute_blocks is 33, but the block lists have 4, 32 and 8 blocks"
+
+
+def test_what_was_set_for_one_list_alone_is_never_cut() -> None:
+    own = DBCacheConfig.reset(Fn_compute_blocks=8)
+    with pytest.raises(InputError) as caught:
+        fit(merge(DBCacheConfig(), own), 4, "short", own, (4, 32))
+    assert str(caught.value) == "short: Fn_compute_blocks is 8, but the list has 4 blocks"
+
+
 def test_a_front_that_was_set_is_never_changed() -> None:
     assert fit(DBCacheConfig(Fn_compute_blocks=8), 8, "blocks")[0].Fn_compute_blocks == 8
     with pytest.raises(InputError) as caught:
