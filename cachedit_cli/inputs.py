@@ -39,6 +39,7 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
 _NEEDED = {
     "image": ("Img2Img", "Inpaint", "Edit", "Fill", "ImageToVideo", "ImageToImage", "Layered"),
     "mask": ("Inpaint", "Fill"),
+    "control_image": ("ControlNet",),
     "video": ("VideoToVideo", "Video2Video"),
 }
 _FILMS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
@@ -120,12 +121,13 @@ def _missing(pipeline: type[Any], parameters: Mapping[str, inspect.Parameter], k
     found = []
     for field, candidates in _NAMES.items():
         name = next((each for each in candidates if each in parameters), None)
-        if name is None or any(name in each for each in known):  # also as embeddings, or latents
+        if name is None or any(each == name or each.startswith(f"{name}_") for each in known):  # also as latents
             continue
         needed = any(part in pipeline.__name__ for part in _NEEDED.get(field, ()))
         if needed or parameters[name].default is inspect.Parameter.empty:
-            what = {"mask": "under a mask", "video": "on a video"}.get(field, "on a picture")
-            found.append(f"generate.{field}: missing, and {pipeline.__name__} works {what} (give the path of a file)")
+            works = {"mask": "works under a mask", "video": "works on a video", "control_image": "follows a picture"}
+            what = f"{pipeline.__name__} {works.get(field, 'works on a picture')}"
+            found.append(f"generate.{field}: missing, and {what} (give the path of a file)")
     return found
 
 

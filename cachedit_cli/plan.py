@@ -147,9 +147,7 @@ def build(recipe: Recipe) -> Plan:
     size = (arguments.get("width"), arguments.get("height"))
     notes = [] if files.folder else ["the model is not in the hub's cache: its download will tell what it consists of"]
     if steps != asked:
-        notes.append(
-            f"strength {arguments['strength']} leaves {steps} of {asked} steps, or one less: the pipeline rounds"
-        )
+        notes.append(f"strength {arguments['strength']} leaves {steps} of {asked} steps; some pipelines round down")
     if steps is None:
         notes.append("the number of steps is the pipeline's default, and shows when it is loaded")
     notes += [f"{unit.info.name}: how many blocks it has is not known yet" for unit in units if unit not in known]
