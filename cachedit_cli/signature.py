@@ -38,15 +38,22 @@ class Signature:
             return object()
         return self._sample.read(args, kwargs)
 
-    def moment(self, args: Sequence[Any], kwargs: Mapping[str, Any], wait: bool) -> float | None:
+    def moment(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], wait: bool, scheduler: object = None
+    ) -> float | None:
         """Return the time as a number, the mean where it is one per sample, frame or token.
 
-        None if the model is not told, or if that would have to ``wait`` for a device.
+        On a device that would have to be waited for, it is minus the steps that the loop's ``scheduler`` has counted,
+        once it has: that falls as well. None if the model is not told, or if nothing but to ``wait`` would tell.
         """
         value = self.time.read(args, kwargs) if self.time is not None else None
         if isinstance(value, Tensor):
-            if value.device.type != "cpu" and not wait:
-                return None
+            if value.device.type != "cpu":
+                counted = getattr(scheduler, "step_index", None)
+                if isinstance(counted, int):
+                    return -float(counted)
+                if not wait:
+                    return None
             one = value if value.numel() == 1 else value.detach().double().mean()
             value = one.reshape(()).tolist()
         return float(value) if isinstance(value, (int, float)) else None

@@ -114,14 +114,14 @@ def test_rows_tell_the_milliseconds_of_the_device(pipe: Any) -> None:
     assert sum(ms for ms in times if ms is not None) < whole
 
 
-def waits(pipe: Any) -> int:
+def waits(pipe: Any, **settings: Any) -> int:
     """Return how often the host waits for the device in one generation, as PyTorch counts it."""
     torch.cuda.synchronize()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            latents(pipe)
+            latents(pipe, **settings)
         finally:
             torch.cuda.set_sync_debug_mode("default")
     return sum("called a synchronizing CUDA operation" in str(warning.message) for warning in caught)
@@ -155,6 +155,22 @@ def test_a_dynamic_mask_without_a_measurement_never_waits_either(pipe: Any) -> N
     config = DBCacheConfig(Fn_compute_blocks=1, residual_diff_threshold=1.0, steps_computation_mask="fast")
     with cached(pipe, config):
         assert waits(pipe) == plain
+
+
+def test_a_pipeline_that_names_no_branches_waits_once_in_a_generation_and_not_at_every_step(pipe: Any) -> None:
+    """The first timestep is read; from then on the scheduler's count tells the steps apart."""
+    from diffusers import FluxImg2ImgPipeline
+
+    other = FluxImg2ImgPipeline(**pipe.components)
+    other.set_progress_bar_config(disable=True)
+    start = {"image": Image.new("RGB", (64, 64), "red"), "strength": 1.0}
+    plain = waits(other, **start)
+    with cached(other, static("fast")) as cache:
+        more = waits(other, **start) - plain
+    decisions = [row.decision for row in cache.log.generation()]
+    assert len(decisions) == STEPS
+    assert "reuse" in decisions
+    assert more <= 1
 
 
 def test_a_measured_decision_waits_once(pipe: Any) -> None:

@@ -170,7 +170,9 @@ class Station:
         if announced is not None and announced.step_index is not None:
             moment: float | None = announced.step_index
         else:
-            moment = self._signature.moment(args, kwargs, wait=announced is None or loop is None)
+            pipe = self._site.loops.pipe if announced is None and loop is not None else None
+            wait, scheduler = announced is None or loop is None, getattr(pipe, "scheduler", None)
+            moment = self._signature.moment(args, kwargs, wait, scheduler)
         if moment is None and loop is None and self._steps() is None:
             raise InputError(
                 f"{type(self.model).__name__} is called without pipeline and timestep, so that nothing tells where a "

@@ -41,13 +41,13 @@ class Loops:
 
     def __init__(self, pipe: Any, restart: Callable[[], None], refuse: Callable[[], None]) -> None:
         self.now: Loop | None = None
-        self._pipe = pipe
+        self.pipe = pipe
         self._restart = restart
         self._refuse = refuse
 
     def schedule(self) -> object:
         """Return what the scheduler makes anew for each generation, also for pipelines that share it unheard."""
-        return getattr(getattr(self._pipe, "scheduler", None), "timesteps", None)
+        return getattr(getattr(self.pipe, "scheduler", None), "timesteps", None)
 
     def join(self, thread: int) -> None:
         """Take a call of the transformer; a loop is followed in one thread only."""
@@ -95,9 +95,9 @@ class Loops:
         It differs from the bar's total where the scheduler calls the model more than once a step. A shallow copy of
         the pipeline leaves its number on itself, so that the one found here may be an earlier call's.
         """
-        told, schedule = getattr(self._pipe, "_num_timesteps", None), self.schedule()
+        told, schedule = getattr(self.pipe, "_num_timesteps", None), self.schedule()
         made = len(schedule) if hasattr(schedule, "__len__") else None
         if told is None or total is None or told == made:
             return told or total
-        order = getattr(self._pipe.scheduler, "order", 1)
+        order = getattr(self.pipe.scheduler, "order", 1)
         return next((steps for steps in (told, made) if steps in range(total, total * order + 1)), total)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cachedit_cli.engine.install import Installation, install
 from cachedit_cli.errors import InputError
+from cachedit_cli.signature import Signature
 from cachedit_cli.terms.block_adapter import BlockAdapter, ParamsModifier
 from cachedit_cli.terms.config import DBCacheConfig
 from cachedit_cli.terms.pattern import ForwardPattern
@@ -538,3 +539,29 @@ def test_branches_without_end_begin_another_generation_where_no_pipeline_bounds_
         rows = cache.log.rows
         assert all(row.reason == "no-history" for row in rows)
         assert [row.generation for row in rows] == [0] * 16 + [1] * 4
+
+
+# --------------------------------------------------------------------------------------------------------- on a device
+
+
+def test_on_a_device_the_schedulers_count_stands_for_a_time_that_would_have_to_be_waited_for() -> None:
+    """A tensor on ``meta`` cannot be read at all, so that reading it would raise."""
+
+    class Scheduler:
+        step_index: int | None = None
+
+    read, scheduler = Signature(TinyTransformer(P1).forward).moment, Scheduler()
+    there, here = [torch.empty(1, 6, 8), torch.empty(1, device="meta")], [torch.empty(1, 6, 8), torch.tensor([900.0])]
+    assert read(there, {}, wait=False, scheduler=scheduler) is None
+    with pytest.raises(RuntimeError):
+        read(there, {}, wait=True, scheduler=scheduler)
+    first = read(here, {}, wait=True, scheduler=scheduler)
+    scheduler.step_index = 1
+    second = read(there, {}, wait=True, scheduler=scheduler)
+    scheduler.step_index = 2
+    third = read(there, {}, wait=True, scheduler=scheduler)
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    assert first > second > third  # as a time that goes on falling
+    assert read(here, {}, wait=True, scheduler=scheduler) == 900.0
