@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import __version__, demo
+from . import __version__, demo, ffmpeg
 from .errors import InputError
 from .models import hub_cache, locate
 
@@ -154,7 +154,15 @@ def _places() -> list[Check]:
     hub = _writable("model.id: hub ids", hub_cache())
     if hub.works and os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         hub = Check(hub.what, False, f"HF_HUB_OFFLINE is set: only what {hub_cache()} holds")
-    return [bundled, hub, _writable("output.dir: outputs", Path("outputs"))]
+    return [bundled, hub, _writable("output.dir: outputs", Path("outputs")), _films()]
+
+
+def _films() -> Check:
+    """Look for what writes and reads films."""
+    try:
+        return Check("output.format: mp4", True, ffmpeg.program())
+    except InputError as error:
+        return Check("output.format: mp4", False, f"needs {error}")
 
 
 def _writable(what: str, folder: Path) -> Check:

@@ -11,11 +11,11 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import ffmpeg
 from .errors import InputError
 from .files import reason
 from .recipe_fields import nearest
@@ -250,15 +250,13 @@ def _animation(path: str, file: Path) -> Iterator[Image]:
 
 def _film(path: str, file: Path) -> Iterator[Image]:
     """Yield the frames that FFmpeg reads: it writes each as a PPM picture, whose header tells its size."""
-    if find_spec("imageio_ffmpeg") is None:
-        raise InputError(
-            f"{path}: needs imageio-ffmpeg, which is not installed: pip install 'cachedit[video]' "
-            "(or give a folder of frames, or an animated GIF or WebP)"
-        )
-    import imageio_ffmpeg
+    try:
+        program = ffmpeg.program()
+    except InputError as error:
+        raise InputError(f"{path}: needs {error} (or give a folder of frames, or an animated GIF or WebP)") from error
     from PIL import Image
 
-    reading = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(file), "-f", "image2pipe", "-c:v", "ppm", "-"]
+    reading = [program, "-v", "error", "-i", str(file), "-f", "image2pipe", "-c:v", "ppm", "-"]
     count = 0
     with subprocess.Popen(reading, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as film:
         pipe = film.stdout

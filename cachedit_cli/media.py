@@ -11,9 +11,9 @@ import inspect
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from . import ffmpeg
 from .errors import InputError, RunError
 
 if TYPE_CHECKING:
@@ -163,13 +163,15 @@ def _pick(kind: Kind, output: Output, name: str, single: bool) -> str:
     if output.format is not None and output.format not in fitting:
         allowed = " or ".join(dict.fromkeys(fitting))
         raise InputError(f"output.format: {output.format!r} is not for {_CALLED[kind]}, which {name} makes ({allowed})")
-    encodes = find_spec("imageio_ffmpeg") is not None
-    if output.format == "mp4" and not encodes:
-        raise InputError(
-            "output.format: 'mp4' needs imageio-ffmpeg, which is not installed: pip install 'cachedit[video]' "
-            "(or take webp, which needs nothing)"
-        )
-    return output.format or ("webp" if kind == "video" and not encodes else FORMATS[kind][0])
+    if kind != "video" or (output.format or "mp4") != "mp4":
+        return output.format or FORMATS[kind][0]
+    try:
+        ffmpeg.program()
+    except InputError as error:
+        if output.format is None:
+            return "webp"
+        raise InputError(f"output.format: 'mp4' needs {error} (or take webp, which needs nothing)") from error
+    return "mp4"
 
 
 def products(result: Any, count: int, pipe: Any, *, fps: float, latent: bool = False) -> list[Product]:

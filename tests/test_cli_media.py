@@ -186,6 +186,13 @@ def test_a_video_is_an_mp4_or_an_animated_webp(models: Callable[[Callable[[], An
     assert abs(frames - np.stack(exact)).mean() < 8
 
 
+def test_a_single_frame_may_be_a_picture(models: Callable[[Callable[[], Any]], Path]) -> None:
+    one = [change.replace("num_frames: 9", "num_frames: 1") for change in SMALL]
+    record, folder = run(*one, "output.format=png", source=recipe(models(tiny_pipelines.wan)), steps=2)
+    assert pixels(folder / record["images"][0]["file"]).shape == (32, 32, 3)
+    assert record["images"][0]["file"].endswith(".png")
+
+
 def test_a_video_begins_with_a_picture(models: Callable[[Callable[[], Any]], Path]) -> None:
     source = recipe(models(tiny_pipelines.wan_from_picture))
     record, folder = run(*SMALL, *CACHED, "generate.image=picture.png", "output.format=webp", source=source)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cachedit_cli import inputs, media, pipeline
+from cachedit_cli import ffmpeg, inputs, media, pipeline
 from cachedit_cli.encode import encoded
 from cachedit_cli.errors import InputError
 from cachedit_cli.generate import check_call
@@ -122,7 +122,7 @@ def test_everything_that_cannot_be_opened_is_said_at_once_with_its_place() -> No
 
 def test_a_film_without_the_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     film("mp4")
-    monkeypatch.setattr(inputs, "find_spec", lambda name: None)
+    monkeypatch.setattr(ffmpeg, "find_spec", lambda name: None)
     assert refusal(settings(video="film.mp4")) == [
         "generate.video: film.mp4: needs imageio-ffmpeg, which is not installed: pip install 'cachedit[video]' "
         "(or give a folder of frames, or an animated GIF or WebP)"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 import wave
 from io import BytesIO
 from pathlib import Path
@@ -17,10 +16,12 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
+from diffusers.pipelines.cosmos.pipeline_cosmos3_omni import Cosmos3OmniPipelineOutput
+from diffusers.pipelines.ltx2.pipeline_output import LTX2PipelineOutput
 from PIL import Image, ImageSequence
 from safetensors import safe_open
 
-from cachedit_cli import media
+from cachedit_cli import ffmpeg, media
 from cachedit_cli.encode import encoded
 from cachedit_cli.errors import InputError, RunError
 from cachedit_cli.media import Latents, Pictures, Sound, Video
@@ -107,9 +108,14 @@ def test_sound_stands_alone_or_belongs_to_a_video() -> None:
     (mono,) = made({"audios": values[None, 0]})
     assert isinstance(mono, Sound)
     assert mono.samples.shape == (1, 4000)
-    for field, value in (("audio", values[None]), ("sound", values)):
-        (video,) = made({"frames": [frames()], field: value})
+    together = (
+        LTX2PipelineOutput(frames=[frames()], audio=values[None]),
+        Cosmos3OmniPipelineOutput(video=frames(), sound=values),
+    )
+    for result in together:
+        (video,) = media.products(result, 1, PIPE, fps=8.0)
         assert isinstance(video, Video)
+        assert len(video.frames) == len(frames())
         assert video.sound is not None
         assert video.sound.samples.shape == (2, 4000)
 
@@ -169,11 +175,21 @@ def test_a_format_is_refused_for_what_it_is_not_made_for() -> None:
 def test_video_is_mp4_where_that_can_be_written_and_webp_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     video = Video(frames(), 8.0)
     assert media.pick_format(video, Output(), "P") == "mp4"
-    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
-    monkeypatch.setattr(media, "find_spec", lambda name: None)
+    monkeypatch.setattr(ffmpeg, "find_spec", lambda name: None)
     assert media.pick_format(video, Output(), "P") == "webp"
     with pytest.raises(InputError, match=r"output.format: 'mp4' needs imageio-ffmpeg.*pip install 'cachedit\[video\]'"):
         media.check_output(Output(format="mp4"), diffusers.WanPipeline, {})
+
+
+def test_a_machine_for_which_there_is_no_ffmpeg_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imageio_ffmpeg.get_ffmpeg_exe", _not_found)
+    with pytest.raises(InputError, match=r"output.format: 'mp4' needs FFmpeg, which imageio-ffmpeg does not find here"):
+        media.check_output(Output(format="mp4"), diffusers.WanPipeline, {})
+    assert media.pick_format(Video(frames(), 8.0), Output(), "P") == "webp"
+
+
+def _not_found() -> str:
+    raise RuntimeError("No ffmpeg exe could be found.")
 
 
 def test_jpeg_and_webp_carry_what_made_them_where_programs_look() -> None:
