@@ -183,6 +183,7 @@ def build(recipe: Recipe) -> Plan:
         steps=steps,
         images=len(jobs(recipe)),
         size=(size[0], size[1]) if isinstance(size[0], int) and isinstance(size[1], int) else None,
+        frames=arguments["num_frames"] if isinstance(arguments.get("num_frames"), int) else None,
         cache_bytes=_cache_bytes(recipe, files, units, arguments),
         notes=notes,
     )

@@ -71,8 +71,9 @@ class Plan:
         calibrator_settings: Its settings.
         mask: Steps mask, laid out.
         steps: Denoising steps.
-        images: Pictures to make.
+        images: Pictures to make, or videos.
         size: Width and height in pixels.
+        frames: Of a video.
         cache_bytes: Estimate of what is held between steps.
         notes: What else a person should know.
     """
@@ -95,6 +96,7 @@ class Plan:
     steps: int | None = None
     images: int = 1
     size: tuple[int, int] | None = None
+    frames: int | None = None
     cache_bytes: int | None = None
     notes: Sequence[str] = ()
 
@@ -318,7 +320,9 @@ def mask_json(bits: Sequence[int]) -> dict[str, Any]:
 def plan(plan: Plan) -> RenderableType:
     """Return what a run is going to do."""
     width, height = plan.size or (None, None)
-    pictures = f"{plan.images} picture{'s' if plan.images != 1 else ''}"
+    kind = "picture" if plan.frames is None else "video"
+    pictures = f"{plan.images} {kind}{'s' if plan.images != 1 else ''}"
+    pictures += f" of {plan.frames} frames" if plan.frames is not None else ""
     size = f" of {width} x {height}" if plan.size else ""
     steps = f", {plan.steps} steps" if plan.steps is not None else ""
     lines: list[tuple[str, RenderableType]] = [

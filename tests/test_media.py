@@ -18,6 +18,7 @@ import pytest
 import torch
 from diffusers.pipelines.cosmos.pipeline_cosmos3_omni import Cosmos3OmniPipelineOutput
 from diffusers.pipelines.ltx2.pipeline_output import LTX2PipelineOutput
+from diffusers.video_processor import VideoProcessor
 from PIL import Image, ImageSequence
 from safetensors import safe_open
 
@@ -89,15 +90,15 @@ def test_layers_belong_to_one_picture() -> None:
     assert len(found.images) == 3
 
 
-def test_frames_come_as_lists_or_as_numbers() -> None:
+@pytest.mark.parametrize("output_type", ["pil", "np", "pt"])
+def test_frames_come_as_diffusers_own_processor_hands_them_over(output_type: str) -> None:
     expected = [pixels(each) for each in frames()]
-    values = np.stack([np.asarray(each) for each in frames()]).astype(np.float32)[None] / 255
-    for result in ([frames()], frames(), values, torch.from_numpy(values).permute(0, 1, 4, 2, 3)):
-        (found,) = made({"frames": result})
+    values = torch.from_numpy(np.stack(expected)).permute(3, 0, 1, 2)[None] / 255 * 2 - 1
+    processed = VideoProcessor().postprocess_video(values.repeat(2, 1, 1, 1, 1), output_type)
+    for found in made({"frames": processed}, 2):
         assert isinstance(found, Video)
         assert found.fps == 8.0
         assert all((pixels(mine) == its).all() for mine, its in zip(found.frames, expected, strict=True))
-    assert len(made({"frames": [frames(2), frames(2)]}, 2)) == 2
 
 
 def test_sound_stands_alone_or_belongs_to_a_video() -> None:
