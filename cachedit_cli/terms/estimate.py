@@ -1,9 +1,9 @@
 """How far a run is probably from the same run without caching: an estimate from its own log, without any baseline.
 
-On a computed step the log holds the relative error of the forecast that would have been used at that distance. The steps
-reused since the last computed one took forecasts over shorter distances, whose errors are taken in proportion. An error
-made early is carried through more of the remaining steps and weighs more. The sum ranks runs as their true errors do
-(docs/experiments.md has the rank correlations and what else was tried); it is no error of a picture in any unit.
+On a computed step the log holds the relative error of the forecast that would have been used at that distance. The
+steps reused since the last computed one took forecasts over shorter distances, whose errors are taken in proportion. An
+error made early is carried through more of the remaining steps and weighs more. The sum ranks runs as their true errors
+do (docs/experiments.md has the rank correlations and what else was tried); it is no error of a picture in any unit.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Estimate:
     """What the audits come to.
 
     Attributes:
-        error: Mean relative error of what the steps took for the blocks' work, computed steps counting as 0, summed over
-            the branches; None where nothing was audited.
+        error: Mean relative error of what the steps took for the blocks' work, computed steps counting as 0, summed
+            over the branches; None where nothing was audited.
         worst: Context and branch with the largest part in it; None without an error.
         advice: The setting to change, where the result is probably damaged.
     """
