@@ -24,6 +24,7 @@ from cachedit_cli.terms.block_adapter import BlockAdapter, ParamsModifier
 from cachedit_cli.terms.config import CacheConfig, fit, merge
 from cachedit_cli.terms.mask import steps_mask
 from cachedit_cli.terms.pattern import ForwardPattern, as_streams
+from tests.adapters import pipelines
 from tests.tiny_models import TINY, TinyModel, tensors
 
 Config = TypeVar("Config", bound=CacheConfig)
@@ -59,10 +60,7 @@ every_recipe = pytest.mark.parametrize("name", MODELS)
 
 
 def pipeline_class(settings: recipe.Recipe) -> type[Any]:
-    name = settings.model.pipeline or "FluxPipeline"
-    found = getattr(diffusers, name, None)
-    if found is None:
-        pytest.skip(f"the installed diffusers has no {name}")
+    found = pipelines.pipeline_class(settings.model.pipeline or "FluxPipeline")
     assert isinstance(found, type)
     return found
 
@@ -149,6 +147,7 @@ def test_overrides_that_the_comment_proposes_are_valid(name: str) -> None:
 def test_a_plan_can_be_made_of_a_recipe(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     settings = recipe.load(name, ["model.id=owner/name"] if recipe.load(name).model.id.startswith("./") else [])
+    pipeline_class(settings)
     made = plan.build(settings)
     assert made.steps == settings.generate.num_inference_steps
     assert made.pipeline == settings.model.pipeline or settings.model.pipeline is None
@@ -235,8 +234,6 @@ def tiny_of(name: str) -> TinyModel:
     adapter = adapter_of(recipe.load(name))
     tiny = TINY[VARIANT[name]] if name in VARIANT else next(t for t in TINY.values() if t.adapter is adapter)
     assert tiny.adapter is adapter
-    if not tiny.available:
-        pytest.skip(f"the installed diffusers has no {tiny.class_name}: it came with {adapter.needs}")
     return tiny
 
 
