@@ -108,6 +108,9 @@ def run(
     resume: Annotated[
         str | None, typer.Option(metavar="FOLDER", help="Go on with a run: draw what it lacks, or what is damaged.")
     ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that draw at once: one a GPU, or several on the CPU.")
+    ] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Generate without caching: the baseline.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan; load and write nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Write one JSON document to stdout, all else to stderr.")] = (
@@ -164,12 +167,23 @@ def run(
             on.print(resumed(left), markup=False, soft_wrap=True)
         if dry_run:
             return
+        from .local_workers import processes
         from .run import generate, in_process
 
-        crew = together.draw if loaded.model.parallel is not None else in_process
+        crew = in_process if workers in (None, 1) else processes(workers or 1)
+        if loaded.model.parallel is not None:
+            crew = together.draw
         with Screen(on) as screen:
             command = ["cachedit", *sys.argv[1:]]
-            outcome = generate(loaded, command=command, version=__version__, watcher=screen, crew=crew, left=left)
+            outcome = generate(
+                loaded,
+                command=command,
+                version=__version__,
+                watcher=screen,
+                crew=crew,
+                left=left,
+                plugins=plugins or (),
+            )
     record = outcome.record
     if record.images:
         if planned.images > 1:

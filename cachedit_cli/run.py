@@ -91,6 +91,7 @@ def generate(
     watcher: Watcher,
     crew: Crew = in_process,
     left: Left | None = None,
+    plugins: Sequence[str] = (),
 ) -> Outcome:
     """Make the pictures of a recipe, or what is left over of a run.
 
@@ -111,7 +112,7 @@ def generate(
     else:
         record = Record(cachedit=version, recipe=recipe.resolved(), command=list(command))
         folder = RunFolder.create(recipe.name, recipe.output.dir)
-    books = _Books(folder, record, watcher)
+    books = _Books(folder, record, watcher, tuple(plugins))
     began, before = time.perf_counter(), record.timings.get("total") or 0.0
     try:
         books.carry_out(left, crew)
@@ -134,7 +135,8 @@ def generate(
 class _Books:
     """Saves what is drawn, and keeps the record of it."""
 
-    def __init__(self, folder: RunFolder, record: Record, watcher: Watcher) -> None:
+    def __init__(self, folder: RunFolder, record: Record, watcher: Watcher, plugins: tuple[str, ...]) -> None:
+        self._plugins = plugins
         self._folder = folder
         self._record = record
         self._watcher = watcher
@@ -148,7 +150,7 @@ class _Books:
         if not todo:
             return
         overrides = tuple(sorted({name for job in todo for name in job.overrides}))
-        order = Order(self._record.recipe, overrides, self._record.cachedit)
+        order = Order(self._record.recipe, overrides, self._record.cachedit, self._plugins)
         with closing(crew(order, left.calls, self._opened, self._watcher)) as results:
             for call, result in results:
                 if isinstance(result, Failure):

@@ -91,6 +91,9 @@ class Screen:
     def opened(self, device: str, dtype: str, seconds: float) -> None:
         """Say where the model is now."""
         self._console.print(f"loaded in {seconds:.1f} s: {device}, {dtype}")
+        if self._live is not None and self._overall is not None:
+            self._live.update(self._shown())
+            self._live.start()
 
     def begins(self, batch: Sequence[Job], steps: int | None) -> None:
         """Begin a new strip."""

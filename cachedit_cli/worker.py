@@ -6,6 +6,7 @@ folders: what it draws comes back as the bytes of files.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -35,11 +36,13 @@ class Order:
         recipe: As it was resolved.
         overrides: Names of the arguments that pictures have of their own.
         cachedit: Version that is written into the files.
+        plugins: Files of the user that are loaded first.
     """
 
     recipe: dict[str, Any]
     overrides: tuple[str, ...] = ()
     cachedit: str = ""
+    plugins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,12 +131,14 @@ class Worker:
         except InputError as error:
             if not call.jobs[0].overrides:
                 raise
-            return Failure(str(error))
+            failure = Failure(str(error))
         except RunError as error:
-            return Failure(str(error))
+            failure = Failure(str(error))
         finally:
             if self._log is not None:
                 self._log.clear()  # a record is about pictures that were finished, and none is kept here
+        self._tidy()
+        return failure
 
     def draw(self, call: Call) -> Drawn:
         """Draw a call.
@@ -164,6 +169,14 @@ class Worker:
         for reset in log.resets:
             reset.generation = call.number
         return Drawn(shots, steps, seconds, list(log.rows), list(log.resets), list(log.contexts))
+
+    def _tidy(self) -> None:
+        """Give back the memory of a call that failed: it may have failed for want of it."""
+        import torch
+
+        gc.collect()
+        if self._opened.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _cached(self, opened: Opened) -> DecisionLog:
         """Return the log of the cache, which is put in anew where the number of steps changes: masks depend on it."""
