@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from enum import Enum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +18,10 @@ from .cli_compare import compare
 from .errors import InputError
 from .guard import guarded, tell, tracebacks
 from .terms.mask import POLICIES, steps_mask
+
+if TYPE_CHECKING:
+    from .recipe import Recipe
+    from .run import Crew
 
 __all__ = ["app", "main"]
 
@@ -111,6 +115,10 @@ def run(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes that draw at once: one a GPU, or several on the CPU.")
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Draw on a Ray cluster: HOST:PORT, auto, or local for one here."),
+    ] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Generate without caching: the baseline.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan; load and write nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Write one JSON document to stdout, all else to stderr.")] = (
@@ -154,6 +162,11 @@ def run(
         loaded = load(recipe, overrides)
         planned = plan.build(loaded)
         inputs.check(loaded.generate)
+        if loaded.model.parallel is not None and (workers is not None or ray is not None):
+            option = "--ray" if ray is not None else "--workers"
+            raise InputError(
+                f"{option}: model.parallel has all GPUs draw each picture together; leave one of the two out"
+            )
         left = everything(loaded) if resume is None else left_over(loaded, resume)
         on = console(stderr=as_json)
         if dry_run and as_json:
@@ -167,12 +180,8 @@ def run(
             on.print(resumed(left), markup=False, soft_wrap=True)
         if dry_run:
             return
-        from .local_workers import processes
-        from .run import generate, in_process
+        from .run import generate
 
-        crew = in_process if workers in (None, 1) else processes(workers or 1)
-        if loaded.model.parallel is not None:
-            crew = together.draw
         with Screen(on) as screen:
             command = ["cachedit", *sys.argv[1:]]
             outcome = generate(
@@ -180,7 +189,7 @@ def run(
                 command=command,
                 version=__version__,
                 watcher=screen,
-                crew=crew,
+                crew=_crew(loaded, workers, ray),
                 left=left,
                 plugins=plugins or (),
             )
@@ -199,6 +208,25 @@ def run(
     if record.failures:
         tell(failures(record))
         raise typer.Exit(1)
+
+
+def _crew(recipe: Recipe, workers: int | None, ray: str | None) -> Crew:
+    """Return who draws."""
+    if recipe.model.parallel is not None:
+        from . import together
+
+        return together.draw
+    if ray is not None:
+        from .ray_workers import on_ray
+
+        return on_ray(ray, workers)
+    if workers is not None and workers > 1:
+        from .local_workers import processes
+
+        return processes(workers)
+    from .run import in_process
+
+    return in_process
 
 
 app.command()(compare)

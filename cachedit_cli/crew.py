@@ -89,7 +89,7 @@ class _Desk:
         self._unsettled = len(todo)
         self._hands: dict[int, Hand] = {}
         self._unopened = 0  # workers that were gone before their model was loaded
-        self._killed = 0  # in a row, since a call succeeded
+        self._killed = 0  # in a row, since one answered
         self._closed = False
         self._events: queue.SimpleQueue[Opening | tuple[Call, Drawn | Failure] | BaseException] = queue.SimpleQueue()
 
@@ -133,7 +133,10 @@ class _Desk:
                 return False
             self._events.put(hand.open())
             while (entry := self._take()) is not None:
-                self._settle(entry, hand.draw(entry.call))
+                result = hand.draw(entry.call)
+                with self._changed:
+                    self._killed = 0
+                self._settle(entry, result)
             if not self._closed:
                 hand.dismiss()
         except Gone as gone:
@@ -162,7 +165,6 @@ class _Desk:
 
     def _settle(self, entry: _Entry, result: Drawn | Failure) -> None:
         with self._changed:
-            self._killed = 0
             self._unsettled -= 1
             self._changed.notify_all()
         self._events.put((entry.call, result))
