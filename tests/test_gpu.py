@@ -138,16 +138,25 @@ def test_the_count_of_waits_sees_one() -> None:
     assert any("called a synchronizing CUDA operation" in str(warning.message) for warning in caught)
 
 
-@pytest.mark.parametrize("calibrator", [None, TaylorSeerCalibratorConfig(taylorseer_order=1)], ids=["hold", "taylor"])
+@pytest.mark.parametrize(
+    ("calibrator", "audit"), [(None, True), (TaylorSeerCalibratorConfig(), False)], ids=["hold", "taylor, unaudited"]
+)
 def test_steps_of_a_static_mask_never_wait_for_the_device(
-    pipe: Any, calibrator: TaylorSeerCalibratorConfig | None
+    pipe: Any, calibrator: TaylorSeerCalibratorConfig | None, audit: bool
 ) -> None:
     plain = waits(pipe)
-    with cached(pipe, static("fast"), calibrator) as cache:
+    with cached(pipe, static("fast", audit=audit), calibrator) as cache:
         assert waits(pipe) == plain
     decisions = [row.decision for row in cache.log.generation()]
     assert "compute" in decisions
     assert "reuse" in decisions
+
+
+def test_the_guard_of_forecasts_waits_once_for_each_score_and_once_for_each_forecast_at_most(pipe: Any) -> None:
+    plain = waits(pipe)
+    with cached(pipe, static("fast"), TaylorSeerCalibratorConfig()) as cache:
+        more = waits(pipe) - plain
+    assert more <= len(cache.log.generation())
 
 
 def test_a_dynamic_mask_without_a_measurement_never_waits_either(pipe: Any) -> None:
