@@ -25,6 +25,7 @@ from .jobs import Job
 from .media import Pictures, Video
 from .metrics import Judge
 from .models import locate
+from .opening import class_for
 from .plan import call_arguments
 from .recipe import Recipe
 from .runs import RunFolder
@@ -127,8 +128,7 @@ def _check_calls(recipes: dict[str, Recipe]) -> None:
     """Refuse arguments that the pipeline's call does not take, of any variant, before the weights are loaded."""
     problems: dict[str, None] = {}
     for recipe in recipes.values():
-        files = locate(recipe.model.id, recipe.model.revision)
-        cls = pipeline.call_class(files, recipe.model.pipeline, recipe.model.revision)
+        cls = class_for(locate(recipe.model.id, recipe.model.revision, recipe.model.config), recipe.model)
         try:
             check_call(recipe, cls)
             if media.kind_of(cls) == "audio":

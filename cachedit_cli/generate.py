@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import inputs, media, pipeline, registry
+from . import inputs, media, opening, pipeline, registry
 from .errors import CacheditError, InputError, RunError
 from .jobs import Job
 from .models import locate
-from .options import controlnet
 from .plan import adapters, call_arguments, found_later
 from .recipe import Recipe
 from .terms.stats import DecisionLog, Row
@@ -59,19 +58,16 @@ class Opened:
 def open_model(recipe: Recipe, device: torch.device, overrides: Iterable[str] = ()) -> Opened:
     """Check the model's options and the call, with ``overrides`` of single pictures, open the inputs, then load."""
     model, arguments = recipe.model, call_arguments(recipe)
-    files = locate(model.id, model.revision)
+    files = locate(model.id, model.revision, model.config)
     dtype = pipeline.pick_dtype(model.dtype, device)
-    cls = pipeline.call_class(files, model.pipeline, model.revision)
-    if model.controlnet is not None:
-        cls = controlnet.pipeline_class(cls)
-    pipeline.check_options(files, cls, model, device, dtype)
+    cls = opening.class_for(files, model)
+    opening.check_options(files, cls, model, device, dtype)
     check_call(recipe, cls, overrides)
     steps = pipeline.real_steps(cls, arguments)
     read = inputs.opened(recipe.generate, cls)
     fps = recipe.output.fps or pipeline.frame_rate(cls, arguments)
     started = time.perf_counter()
-    places = [(path, f"blocks[{place}].path") for place, entry in enumerate(recipe.blocks) for path in entry.paths()]
-    pipe = pipeline.load(files, cls, model, device, dtype, places)
+    pipe = opening.load(files, cls, model, device, dtype, opening.spelled_out(recipe))
     return Opened(pipe, device, dtype, arguments, steps, time.perf_counter() - started, recipe.output, fps, read)
 
 
@@ -106,7 +102,9 @@ def check_call(recipe: Recipe, pipe: type[Any], overrides: Iterable[str] = ()) -
 @contextmanager
 def caching(recipe: Recipe, opened: Opened) -> Iterator[DecisionLog]:
     """Cache the pipeline's blocks as the recipe says, as long as the block is open; the log tells what happened."""
-    files = locate(recipe.model.id, recipe.model.revision)  # again, as only loading may have brought them here
+    files = locate(
+        recipe.model.id, recipe.model.revision, recipe.model.config
+    )  # again, as only loading may have brought them here
     defaults = next((adapter.defaults for adapter in adapters(recipe, files).values()), None)
     config = recipe.cache_config(opened.steps, defaults)
     if config is None:

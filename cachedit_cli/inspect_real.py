@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import pipeline
+from . import opening, pipeline
 from .errors import CacheditError, InputError, RunError
 from .inspect_model import Inspection, ModelFacts, Seen, facts
 from .jobs import jobs
@@ -80,11 +80,14 @@ def _opened(files: ModelFiles, recipe: Recipe | None) -> tuple[Any, dict[str, An
     """Return the pipeline, and the arguments of a short call: the recipe's where there is one."""
     model = recipe.model if recipe is not None else Model(id=files.id)
     device = pipeline.pick_device(model.device)
-    cls = pipeline.call_class(files, model.pipeline, model.revision)
+    cls = opening.class_for(files, model)
     arguments = call_arguments(recipe) if recipe is not None else {}
     prompt = jobs(recipe)[0].prompt if recipe is not None else _PROMPT
     if pipeline.takes(cls, "prompt") and not any(name.startswith("prompt") for name in arguments):
         arguments["prompt"] = prompt if prompt is not None else _PROMPT
     if pipeline.takes(cls, "num_inference_steps"):
         arguments["num_inference_steps"] = _STEPS
-    return pipeline.load(files, cls, model, device, pipeline.pick_dtype(model.dtype, device)), arguments
+    dtype = pipeline.pick_dtype(model.dtype, device)
+    opening.check_options(files, cls, model, device, dtype)
+    blocks = opening.spelled_out(recipe) if recipe is not None else []
+    return opening.load(files, cls, model, device, dtype, blocks), arguments

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +32,23 @@ class ModelFiles:
         folder: Where its files are; None for a hub model that is not in the cache yet.
         pipeline: Class of the pipeline, from ``model_index.json``.
         components: Class of each part that the pipeline loads, by its name.
+        file: The file that the transformer's weights, or all, are in; None for a folder or hub model.
+        base: What ``file`` takes the rest from, as the recipe names it.
     """
 
     id: str
     folder: Path | None
     pipeline: str | None = None
     components: dict[str, str] = field(default_factory=dict)
+    file: Path | None = None
+    base: str | None = None
 
     @property
     def source(self) -> str:
         """What to hand to ``from_pretrained``."""
-        on_hub = self.folder is None or (self.id != "demo" and not Path(self.id).expanduser().is_dir())
-        return self.id if on_hub else str(self.folder)
+        named = self.base or self.id
+        on_hub = self.folder is None or (named != "demo" and not Path(named).expanduser().is_dir())
+        return named if on_hub else str(self.folder)
 
     def transformers(self) -> dict[str, str]:
         """Return the diffusion transformers of the pipeline, class by name of the part."""
@@ -57,7 +62,8 @@ class ModelFiles:
 
     def shapes(self, part: str) -> dict[str, tuple[int, ...]]:
         """Return the sizes of a part's weights by name; empty where its files are not there."""
-        folder = self.folder / part if self.folder else None
+        in_file = self.file is not None and part.startswith("transformer")  # under names of its own, perhaps
+        folder = self.folder / part if self.folder and not in_file else None
         files = sorted(folder.glob("*.safetensors")) if folder is not None else []
         return {name: shape for file in files for name, shape in tensor_shapes(file).items()}
 
@@ -77,8 +83,13 @@ class ModelFiles:
         return read_json(path) if path is not None and path.is_file() else {}
 
 
-def locate(model_id: str, revision: str | None = None) -> ModelFiles:
-    """Find a model by recipe id: ``demo``, a local folder, or a hub id, which is looked up in the hub's cache only."""
+def locate(model_id: str, revision: str | None = None, config: str | None = None) -> ModelFiles:
+    """Find a model by recipe id: ``demo``, a local folder or file, or a hub id.
+
+    Hub ids are looked up in the hub's cache only. A file needs ``config``, the pipeline that it belongs to.
+    """
+    if config is not None:
+        return _of_file(model_id, revision, config)
     if model_id == "demo":
         return _read(model_id, demo.path())
     folder = Path(model_id).expanduser()
@@ -87,7 +98,7 @@ def locate(model_id: str, revision: str | None = None) -> ModelFiles:
             raise InputError(f"model.id: {model_id}: no diffusers pipeline, the folder has no {_INDEX}")
         return _read(model_id, folder)
     if folder.exists():
-        raise InputError(f"model.id: {model_id}: a file; give the folder of a diffusers pipeline, or a hub id")
+        raise InputError(f"model.id: {model_id}: a file; name the pipeline that it belongs to as model.config")
     if not _HUB_ID.fullmatch(model_id):
         raise InputError(f"model.id: {model_id}: no such folder (and not of the form of a hub id, 'owner/name')")
     repo = hub_cache() / ("models--" + model_id.replace("/", "--"))
@@ -95,6 +106,19 @@ def locate(model_id: str, revision: str | None = None) -> ModelFiles:
     commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision or "main"
     snapshot = repo / "snapshots" / commit
     return _read(model_id, snapshot) if (snapshot / _INDEX).is_file() else ModelFiles(model_id, None)
+
+
+def _of_file(model_id: str, revision: str | None, config: str) -> ModelFiles:
+    file = Path(model_id).expanduser()
+    if not file.is_file():
+        problem = "goes with a model.id that is a file" if model_id == "demo" or file.exists() else "no such file"
+        where = "model.config" if problem.startswith("goes") else f"model.id: {model_id}"
+        raise InputError(f"{where}: {problem}")
+    try:
+        base = locate(config, revision)
+    except InputError as error:
+        raise InputError(str(error).replace("model.id", "model.config", 1)) from error
+    return replace(base, id=model_id, file=file, base=config)
 
 
 def hub_cache() -> Path:

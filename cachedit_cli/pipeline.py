@@ -1,6 +1,6 @@
-"""Opens diffusers pipelines: the device, the number format, the class and its call, then the weights.
+"""What a diffusers pipeline is before it is loaded: the device, the number format, the class and its call.
 
-Knows the model section of a recipe and what a pipeline's call takes; knows nothing of caching, images or tables.
+Knows what a pipeline's call takes; knows nothing of weights, caching, images or tables.
 Torch and diffusers are imported by the functions that need them.
 """
 
@@ -19,15 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import CacheditError, InputError, RunError
 from .models import ModelFiles
-from .options import attention, compiling, controlnet, ip_adapter, lora, parallel, placing, scheduling
-from .options.known import refuse_unknown
 from .options.names import class_names
 from .recipe_fields import nearest
 
 if TYPE_CHECKING:
     import torch
 
-    from .recipe_model import Model
 
 __all__ = [
     "block_list",
@@ -35,17 +32,15 @@ __all__ = [
     "check_arguments",
     "check_installed",
     "check_name",
-    "check_options",
     "default_steps",
     "first_line",
     "frame_rate",
-    "load",
+    "hub_errors",
     "pick_device",
     "pick_dtype",
     "quiet",
     "real_steps",
     "takes",
-    "transformers",
 ]
 
 # Of the call; a recipe cannot set them.
@@ -57,6 +52,8 @@ _NO_CONNECTION = ("ConnectError", "ConnectionError", "ConnectTimeout", "ReadTime
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence load reports, progress bars and warnings of the libraries; their errors still come through."""
+    for name in ("torchao", "torch.utils._pytree"):  # what it says of kernels that are not for this machine
+        logging.getLogger(name).setLevel(logging.ERROR)
     from transformers.utils import logging as transformers_logging  # first: diffusers makes it talk when imported
 
     transformers_logging.set_verbosity_error()
@@ -110,7 +107,7 @@ def call_class(files: ModelFiles, asked: str | None, revision: str | None) -> ty
 
     name = asked or files.pipeline
     if name is None:
-        with _hub_errors(files.id):
+        with hub_errors(files.id):
             index = diffusers.DiffusionPipeline.load_config(files.source, revision=revision)
         name = index.get("_class_name") if isinstance(index, dict) else None
     if not isinstance(name, str):
@@ -227,114 +224,6 @@ def frame_rate(pipeline: type[Any], arguments: Mapping[str, Any]) -> float:
     return 16.0
 
 
-def check_options(
-    files: ModelFiles, pipeline: type[Any], model: Model, device: torch.device, dtype: torch.dtype
-) -> None:
-    """Refuse options of the model that cannot work here.
-
-    Args:
-        files: Where the model is.
-        pipeline: Class of the pipeline.
-        model: The recipe's section.
-        device: Where it is to run.
-        dtype: Number format of the weights.
-
-    Raises:
-        InputError: An option is unknown, or not supported by this machine or by the model.
-    """
-    refuse_unknown(model, files)
-    placing.check(model.offload, model.device, device)
-    if model.lora:
-        lora.check(pipeline)
-    if model.ip_adapter is not None:
-        ip_adapter.check(pipeline, model.ip_adapter)
-    if model.scheduler is not None:
-        scheduling.check(model.scheduler, files.components.get("scheduler"))
-    if model.compile is not None:
-        compiling.check(model.compile, device)
-    if model.attention is not None:
-        attention.check(model.attention, device, dtype)
-    if model.parallel is not None:
-        parallel.check(model.parallel, model.attention)
-
-
-def load(
-    files: ModelFiles,
-    pipeline: type[Any],
-    model: Model,
-    device: torch.device,
-    dtype: torch.dtype,
-    blocks: Iterable[tuple[str, str]] = (),
-) -> Any:
-    """Load the weights, carry out the options of the model, and move it to the device.
-
-    Args:
-        files: Where the model is.
-        pipeline: Class of the pipeline.
-        model: The recipe's section.
-        device: Where it is to run.
-        dtype: Number format of the weights.
-        blocks: Block lists that the recipe spells out, such as `transformer.blocks`, each with its place in the recipe.
-
-    Raises:
-        InputError: There is no such model, or it does not support an option.
-        RunError: It could not be downloaded or loaded, or does not go onto the device.
-    """
-    import diffusers
-
-    opener = pipeline if model.pipeline or model.controlnet else diffusers.DiffusionPipeline
-    parts: dict[str, Any] = {}
-    if model.controlnet is not None:
-        with _hub_errors(model.controlnet.id, "model.controlnet.id"):
-            parts["controlnet"] = controlnet.load(model.controlnet, dtype)
-    with _hub_errors(files.id):
-        opened = opener.from_pretrained(
-            files.source,
-            torch_dtype=dtype,  # the new name, ``dtype``, is not known to diffusers before 0.42
-            revision=model.revision,
-            variant=model.variant,
-            **parts,
-        )
-    opened.set_progress_bar_config(disable=True)
-    _change(opened, model, dtype, blocks)
-    try:
-        placing.place(opened, model.offload, device)
-    except RuntimeError as error:
-        raise RunError(f"{files.id} does not go onto {device}: {first_line(error)}") from error
-    if model.parallel is not None:
-        parallel.split(model.parallel, transformers(opened))
-    return opened
-
-
-def _change(pipe: Any, model: Model, dtype: torch.dtype, blocks: Iterable[tuple[str, str]]) -> None:
-    """Carry out the recipe's options on a pipeline that is loaded."""
-    if model.scheduler is not None:
-        scheduling.change(pipe, model.scheduler)
-    for name in ("tiling", "slicing"):
-        if model.vae is not None and getattr(model.vae, name):
-            enable = getattr(pipe.vae, f"enable_{name}", None)
-            if enable is None:
-                raise InputError(f"model.vae.{name}: {type(pipe.vae).__name__} has no {name}")
-            enable()
-    lora.load(pipe, model.lora)
-    if model.ip_adapter is not None:
-        ip_adapter.load(pipe, model.ip_adapter, dtype)
-    models = transformers(pipe)
-    if model.attention is not None:
-        attention.choose(model.attention, models)
-    if model.compile is not None:
-        lists = [block_list(pipe, path, where) for path, where in blocks]
-        compiling.compile_(model.compile, models, lists)
-
-
-def transformers(pipe: Any) -> list[Any]:
-    """Return the diffusion transformers of a pipeline."""
-    from torch import nn
-
-    parts = pipe.components.items()
-    return [part for name, part in parts if name.startswith("transformer") and isinstance(part, nn.Module)]
-
-
 def block_list(pipe: Any, path: str, where: str) -> Any:
     """Return the block list at a path such as ``transformer.transformer_blocks``; ``where`` names it in errors."""
     from torch import nn
@@ -357,7 +246,7 @@ def first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _hub_errors(model_id: str, where: str = "model.id") -> Iterator[None]:
+def hub_errors(model_id: str, where: str = "model.id") -> Iterator[None]:
     """Turn what the hub's client and diffusers raise for a missing or broken model into one sentence."""
     from huggingface_hub import errors as hub
 

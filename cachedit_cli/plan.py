@@ -50,7 +50,7 @@ def call_arguments(recipe: Recipe) -> dict[str, Any]:
         "max_sequence_length": settings.max_sequence_length,
         "strength": settings.strength,
     }
-    defaults = demo.DEFAULTS if recipe.model.id == demo.MODEL_ID else {}
+    defaults = demo.DEFAULTS if demo.MODEL_ID in (recipe.model.id, recipe.model.config) else {}
     return {**defaults, **{name: value for name, value in named.items() if value is not None}, **settings.extra}
 
 
@@ -132,7 +132,7 @@ def build(recipe: Recipe) -> Plan:
     Raises:
         InputError: Recipe, model, pipeline and adapter do not fit together, as far as that is known without weights.
     """
-    files = locate(recipe.model.id, recipe.model.revision)
+    files = locate(recipe.model.id, recipe.model.revision, recipe.model.config)
     check_name(files, recipe.model.pipeline)
     refuse_unknown(recipe.model, files)
     arguments = call_arguments(recipe)

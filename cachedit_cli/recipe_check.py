@@ -17,7 +17,7 @@ from . import registry
 from .errors import InputError
 from .recipe_fields import Mask, Section, nearest
 from .recipe_model import KINDS, VERSION, Generate, Recipe
-from .recipe_options import uncacheable
+from .recipe_options import clashes, uncacheable
 from .recipe_yaml import Node, Problem, complain, dotted, plain, shorten
 
 __all__ = ["MAPPING", "check_version", "gone", "in_words", "typed"]
@@ -150,11 +150,13 @@ def _unfit(tree: Node, recipe: Recipe) -> Iterator[Problem]:
             registry.functor(recipe.patch_functor)
         except InputError as error:
             yield _at(tree, ("patch_functor",), str(error))
+    for key, reason in clashes(recipe.model):
+        yield _at(tree, ("model", *_keys(key)), reason)
     if recipe.cache.type != "none":
         sections = [recipe.cache, *(entry.params for entry in recipe.blocks if entry.params)]
         back = any(getattr(section, "Bn_compute_blocks", None) for section in sections)
         for key, reason in uncacheable(recipe.model, recipe.cache.type, back):
-            yield _at(tree, ("model", *key.split(".")), reason)
+            yield _at(tree, ("model", *_keys(key)), reason)
     steps = recipe.generate.num_inference_steps
     if steps is None or recipe.generate.strength is not None:  # which shortens the schedule
         return
@@ -169,6 +171,10 @@ def _unfit(tree: Node, recipe: Recipe) -> Iterator[Problem]:
 
 
 # ------------------------------------------------------------------------------------------------------------- messages
+
+
+def _keys(dotted_key: str) -> Iterator[str | int]:
+    return (int(key) if key.isdigit() else key for key in dotted_key.split("."))
 
 
 def _at(tree: Node, place: Sequence[str | int], reason: str, by_key: bool = False) -> Problem:

@@ -32,6 +32,7 @@ from .terms.mask import POLICIES, steps_mask
 
 __all__ = [
     "MOST_STEPS",
+    "ForAll",
     "Mask",
     "OneOf",
     "Section",
@@ -89,6 +90,14 @@ class Short:
 
     def _spread(self, value: Any) -> Any:
         return {self.key: value} if isinstance(value, str) else value
+
+
+class ForAll(Short):
+    """Annotation of a mapping that may be written as the value of its one key for everything."""
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        whole = handler(schema)
+        return {"anyOf": [whole["additionalProperties"]["anyOf"][0], whole]}
 
 
 def among(*allowed: str) -> BeforeValidator:

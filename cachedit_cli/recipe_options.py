@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from .recipe_fields import Section, Short, matching
+from .recipe_fields import ForAll, Section, Short, matching
 
 __all__ = [
+    "TRANSFORMERS",
     "Compile",
     "ControlNet",
     "IpAdapter",
@@ -21,14 +22,20 @@ __all__ = [
     "Model",
     "Offload",
     "Parallel",
+    "Quantize",
+    "QuantizeType",
     "Scheduler",
     "Vae",
+    "clashes",
     "uncacheable",
 ]
+
+TRANSFORMERS = "transformers"  # stands for all transformers of a pipeline
 
 _Text = Annotated[str, Field(min_length=1)]
 _Count = Annotated[int, Field(ge=1)]
 _Scale = Annotated[float, Field(allow_inf_nan=False)]
+_Format = Literal["float32", "bfloat16", "float16"]
 _Word = Annotated[
     str, matching(re.compile(r"[A-Za-z0-9_]{1,64}"), "a name of at most 64 letters, digits and underscores")
 ]
@@ -100,6 +107,21 @@ class Compile(Section):
         return self
 
 
+QuantizeType = Literal["float8", "float8-weights", "int8", "int8-weights", "int4-weights", "bnb-8bit", "bnb-4bit"]
+
+
+class Quantize(Section):
+    """In which numbers a part's linear layers are held, and computed."""
+
+    type: QuantizeType = Field(
+        description="By torchao: `float8` and `int8` multiply in that format, `float8-weights`, `int8-weights` and "
+        "`int4-weights` only hold weights in it; by bitsandbytes: `bnb-8bit`, `bnb-4bit`."
+    )
+    skip: list[_Text] = Field(
+        default_factory=list, description="Layers that stay as they are, by names or parts of names."
+    )
+
+
 class Scheduler(Section):
     """The sampler, made from the configuration of the model's own."""
 
@@ -166,7 +188,14 @@ class Parallel(Section):
 class Model(Section):
     """Which model, and how it is loaded."""
 
-    id: _Text = Field(description="Hub id (`owner/name`), local folder of a pipeline, or `demo`: the bundled model.")
+    id: _Text = Field(
+        description="Hub id (`owner/name`), local folder of a pipeline, a file of weights with `config`, or `demo`: "
+        "the bundled model."
+    )
+    config: _Text | None = Field(
+        default=None,
+        description="Pipeline (hub id, folder or `demo`) that a file of weights belongs to, and takes the rest from.",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="Number format of the weights; `auto` is bfloat16 on CUDA and float32 elsewhere."
     )
@@ -178,6 +207,18 @@ class Model(Section):
     )
     revision: _Text | None = Field(default=None, description="Branch, tag or commit of a hub model.")
     variant: _Text | None = Field(default=None, description="Variant of the weight files, such as `fp16`.")
+    component_dtypes: dict[str, _Format] = Field(
+        default_factory=dict, description="Other formats for single parts, such as `{vae: float32}`."
+    )
+    device_map: Literal["balanced", "cuda", "cpu"] | None = Field(
+        default=None,
+        description="Instead of `device`, spread the parts over all accelerators (`balanced`), or load them there.",
+    )
+    quantize: Annotated[dict[str, Annotated[Quantize, Short("type")]], ForAll(TRANSFORMERS)] = Field(
+        default_factory=dict,
+        description="Formats of the linear layers: one for the transformers, or one for each part that is named; "
+        "`transformers` is all of them.",
+    )
     offload: Annotated[Offload, Short("type")] | None = Field(
         default=None, description="Where weights wait that are not in use; unset keeps all on the device."
     )
@@ -207,8 +248,20 @@ class Model(Section):
     def options(self) -> dict[str, Any]:
         """Return what is set besides the model itself, its device and its number format, as plain data."""
         plain = self.model_dump(exclude_unset=True)
-        own = ("id", "dtype", "device", "pipeline", "revision", "variant")
+        own = ("id", "config", "dtype", "device", "pipeline", "revision", "variant")
         return {name: value for name, value in plain.items() if name not in own and value not in (None, {}, [])}
+
+
+def clashes(model: Model) -> Iterator[tuple[str, str]]:
+    """Yield which options do not go with others, by key, and why."""
+    if model.device_map is not None:
+        if model.offload is not None and model.offload.type != "none":
+            yield "device_map", "places the parts for good, and offload moves them (keep one of them)"
+        if model.device != "auto":
+            yield "device_map", f"cannot be combined with device {model.device} (keep one of them)"
+    for index, lora in enumerate(model.lora):
+        if lora.fuse and model.quantize:
+            yield f"lora.{index}.fuse", "changes weights, which quantize has rounded by then (leave fuse out)"
 
 
 def uncacheable(model: Model, kind: str, back_blocks: bool) -> Iterator[tuple[str, str]]:

@@ -92,7 +92,7 @@ def _folder(text: str, folder: Path) -> Target:
 
 
 def _recipe(loaded: Recipe) -> Target:
-    files = locate(loaded.model.id, loaded.model.revision)
+    files = locate(loaded.model.id, loaded.model.revision, loaded.model.config)
     if not files.components:
         used = adapters(loaded, files)
         if not used:

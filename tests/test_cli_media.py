@@ -312,5 +312,5 @@ def test_what_does_not_fit_is_refused_before_weights_are_loaded(
     def unreached(*_: Any) -> None:
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr("cachedit_cli.pipeline.load", unreached)
+    monkeypatch.setattr("cachedit_cli.opening.load", unreached)
     assert said in refused(capsys, *changes)

@@ -58,6 +58,7 @@ SECTIONS = (
     ("vae", ("Vae",), ""),
     ("scheduler", ("Scheduler",), "The type alone does as well: `scheduler: FlowMatchHeunDiscreteScheduler`."),
     ("compile", ("Compile",), "The type alone does as well: `compile: blocks`."),
+    ("quantize", ("Quantize",), "The type alone does as well: `quantize: {transformer: float8}`."),
     ("lora", ("Lora",), "`lora` is a list of these."),
     ("controlnet", ("ControlNet",), "The id alone does as well: `controlnet: owner/name`."),
     ("ip_adapter", ("IpAdapter",), ""),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..errors import InputError
 from ..models import ModelFiles
 from ..recipe_fields import nearest
-from . import controlnet, ip_adapter, lora
+from . import controlnet, dtypes, ip_adapter, lora, quantizing
 from .names import attention_backends, class_names
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ def _problems(model: Model, files: ModelFiles) -> Iterator[str]:
         known = [name for name in class_names() if name.endswith("Scheduler")]
         if model.scheduler.type not in known:
             yield f"model.scheduler: diffusers has no {model.scheduler.type!r} ({_near(model.scheduler.type, known)})"
+    yield from dtypes.problems(model.component_dtypes, files)
+    yield from quantizing.problems(model.quantize, files)
     yield from lora.problems(model.lora, files)
     if model.controlnet is not None:
         yield from controlnet.problems(model.controlnet, files)

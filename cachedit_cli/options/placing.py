@@ -1,4 +1,4 @@
-"""`model.device` and `model.offload`: where weights are, through diffusers' and accelerate's own means.
+"""`model.device`, `device_map` and `offload`: where weights are, through diffusers' and accelerate's own means.
 
 Offloading is meant for an accelerator. With `model.device: cpu` it runs all the same, from main memory to main memory:
 that saves nothing, but shows that a recipe works.
@@ -13,22 +13,24 @@ from ..errors import InputError
 if TYPE_CHECKING:
     import torch
 
-    from ..recipe_options import Offload
+    from ..recipe_options import Model, Offload
 
 __all__ = ["check", "place"]
 
 
-def check(options: Offload | None, asked: str, device: torch.device) -> None:
-    """Refuse to offload where there is nothing to offload from.
+def check(model: Model, device: torch.device) -> None:
+    """Refuse to spread or offload parts where there is nothing to spread them over or offload them from.
 
     Args:
-        options: What the recipe asks for.
-        asked: `model.device` as in the recipe.
-        device: What that is here.
+        model: What the recipe asks for.
+        device: What `model.device` is here.
     """
+    options, places = model.offload, model.device_map
+    if places is not None and places != "cpu" and device.type == "cpu":
+        raise InputError(f"model.device_map: there is no accelerator here, which {places} needs (leave it out)")
     if options is None or options.type == "none":
         return
-    if device.type == "cpu" and asked == "auto":
+    if device.type == "cpu" and model.device == "auto":
         raise InputError(
             "model.offload: there is no accelerator here to offload from (leave it out; with model.device: cpu it is "
             "tried out in main memory)"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cachedit_cli import pipeline, recipe
+from cachedit_cli import opening, recipe
 from cachedit_cli.errors import InputError
 from tests.options.opened import opened
 
@@ -20,7 +20,7 @@ import json
 import sys
 import torch
 from torch._dynamo.utils import counters
-from cachedit_cli import generate, pipeline, recipe
+from cachedit_cli import generate, opening, pipeline, recipe
 from tests.options.opened import CACHE, NEVER, REUSING, opened, picture, state
 
 options = sys.argv[1:]
@@ -117,7 +117,7 @@ def test_what_cannot_be_compiled_and_cached_is_refused_by_the_recipe(
 
 
 def test_a_compiler_that_is_not_there_is_said_before_weights_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "load", lambda *_: pytest.fail("weights are loaded"))
+    monkeypatch.setattr(opening, "load", lambda *_: pytest.fail("weights are loaded"))
     with pytest.raises(
         InputError, match=r"model.compile.backend: torch has no 'inducto' \(did you mean 'inductor'\?\)"
     ):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cachedit_cli import pipeline, plan, recipe
+from cachedit_cli import opening, plan, recipe
 from cachedit_cli.errors import InputError
 from cachedit_cli.options.controlnet import pipeline_name
 from tests.options import adapter_files
@@ -78,7 +78,7 @@ def test_the_pipeline_with_a_controlnet_is_found_by_the_name_of_the_one_without(
 
 
 def refused(option: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(pipeline, "load", lambda *_: pytest.fail("weights are loaded"))
+    monkeypatch.setattr(opening, "load", lambda *_: pytest.fail("weights are loaded"))
     with pytest.raises(InputError) as error:
         opened(f"model.{option}")
     return str(error.value)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import cachedit_cli as cachedit
-from cachedit_cli import pipeline
+from cachedit_cli import opening
 from cachedit_cli.errors import InputError
 from tests.options.adapter_files import lora
 from tests.options.opened import Drawn, opened, picture, with_and_without
@@ -70,7 +70,7 @@ def changed(file: Path, to: Path, change: Any) -> Path:
 
 
 def refused(option: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(pipeline, "load", lambda *_: pytest.fail("weights are loaded"))
+    monkeypatch.setattr(opening, "load", lambda *_: pytest.fail("weights are loaded"))
     with pytest.raises(InputError) as error:
         opened(f"model.lora={option}")
     return str(error.value)

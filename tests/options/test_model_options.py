@@ -11,7 +11,7 @@ import torch
 from diffusers import FlowMatchLCMScheduler
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 
-from cachedit_cli import pipeline, plan, recipe
+from cachedit_cli import opening, plan, recipe
 from cachedit_cli.cli import main
 from cachedit_cli.errors import InputError
 from cachedit_cli.options.names import attention_backends
@@ -27,7 +27,7 @@ def plain() -> Drawn:
 
 def problem(*options: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """Return what is said of options before any weights are loaded."""
-    monkeypatch.setattr(pipeline, "load", lambda *_: pytest.fail("weights are loaded"))
+    monkeypatch.setattr(opening, "load", lambda *_: pytest.fail("weights are loaded"))
     with pytest.raises(InputError) as error:
         opened(*options)
     return str(error.value)

@@ -11,7 +11,7 @@ import torch
 from accelerate.hooks import AlignDevicesHook
 from diffusers.hooks.group_offloading import ModuleGroup
 
-from cachedit_cli import generate, pipeline, recipe
+from cachedit_cli import generate, opening, pipeline, recipe
 from cachedit_cli.errors import InputError
 from tests.options.opened import CACHE, REUSING, Drawn, opened, picture, with_and_without
 
@@ -99,7 +99,7 @@ def test_what_cannot_be_offloaded_here_is_refused_before_weights_are_loaded(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    monkeypatch.setattr(pipeline, "load", lambda *_: pytest.fail("weights are loaded"))
+    monkeypatch.setattr(opening, "load", lambda *_: pytest.fail("weights are loaded"))
     with pytest.raises(InputError) as error:
         opened(*options)
     assert str(error.value) == problem
