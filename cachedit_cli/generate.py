@@ -93,6 +93,10 @@ def check_call(recipe: Recipe, pipe: type[Any], overrides: Iterable[str] = ()) -
             check()
         except InputError as error:
             problems += str(error).splitlines()
+    if recipe.model.ip_adapter is not None and not any(
+        "ip_adapter_image" in name for name in (*settings.inputs, *every)
+    ):
+        problems.append("generate.inputs.ip_adapter_image: missing, and model.ip_adapter takes a picture as a prompt")
     if not problems and pipeline.real_steps(pipe, arguments) == 0:
         problems.append(f"generate.strength: {settings.strength} leaves none of the steps (take more of either)")
     if problems:

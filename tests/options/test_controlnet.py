@@ -33,14 +33,20 @@ def stripes(width: int) -> Image.Image:
     return Image.frombytes("L", (64, 64), bytes(255 * (x // width % 2) for _ in range(64) for x in range(64)))
 
 
+def shown(width: int, file: Path) -> Path:
+    stripes(width).save(file)
+    return file
+
+
 def test_a_control_image_changes_the_picture_and_is_cached_right(folder: Path, plain: Drawn) -> None:
     network = adapter_files.controlnet(folder / "control")
     option = f"model.controlnet={network}"
+    lines = shown(8, folder / "lines.png")
     control: dict[str, Any] = {"control_image": stripes(8).convert("RGB"), "controlnet_conditioning_scale": 1.0}
-    drawn = with_and_without(option, **control)
+    drawn = with_and_without(option, f"generate.control_image={lines}", **control)
     assert torch.equal(drawn.never, drawn.plain)
     assert drawn.saved == plain.saved
-    _, ready = opened(option)
+    _, ready = opened(option, f"generate.control_image={lines}")
     assert type(ready.pipe).__name__ == "FluxControlNetPipeline"
     assert plan.build(recipe.load("demo", [option])).pipeline == "FluxControlNetPipeline"
     off = picture(ready.pipe, **{**control, "controlnet_conditioning_scale": 0.0})
@@ -51,12 +57,26 @@ def test_a_picture_as_prompt_changes_the_picture_and_is_cached_right(folder: Pat
     file, encoder = adapter_files.ip_adapter(folder / "ip.safetensors"), adapter_files.image_encoder(folder / "clip")
     option = f"model.ip_adapter={{id: {file}, image_encoder: {encoder}, scale: 0.8}}"
     given: dict[str, Any] = {"ip_adapter_image": stripes(4).convert("RGB"), "true_cfg_scale": 1.0}
-    drawn = with_and_without(option, **given)
+    style = f"generate.inputs.ip_adapter_image={shown(4, folder / 'style.png')}"
+    drawn = with_and_without(option, style, **given)
     assert torch.equal(drawn.never, drawn.plain)
     assert drawn.saved == plain.saved
     assert not torch.allclose(drawn.plain, plain.plain, atol=1e-2)
-    _, ready = opened(option.replace("scale: 0.8", "scale: 0.0"))
+    _, ready = opened(option.replace("scale: 0.8", "scale: 0.0"), style)
     assert torch.allclose(picture(ready.pipe, **given), plain.plain, atol=1e-5)
+
+
+def test_the_picture_that_a_network_follows_is_asked_for_before_weights_are_loaded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = adapter_files.controlnet(folder / "another")
+    assert refused(f"controlnet={network}", monkeypatch) == (
+        "generate.control_image: missing, and FluxControlNetPipeline follows a picture (give the path of a file)"
+    )
+    file, encoder = adapter_files.ip_adapter(folder / "ip2.safetensors"), adapter_files.image_encoder(folder / "clip2")
+    assert refused(f"ip_adapter={{id: {file}, image_encoder: {encoder}}}", monkeypatch) == (
+        "generate.inputs.ip_adapter_image: missing, and model.ip_adapter takes a picture as a prompt"
+    )
 
 
 @pytest.mark.parametrize(
