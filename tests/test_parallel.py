@@ -101,7 +101,7 @@ def test_processes_without_a_share_would_all_draw_the_same(capsys: CAUGHT, monke
     assert main(["run", "demo"]) == 2
     assert capsys.readouterr().err == (
         "torchrun started 4 processes, and each of them would draw every picture: set model.parallel to have them "
-        "share each\n"
+        "share each, or start one process with --workers 4\n"
     )
 
 

@@ -26,7 +26,7 @@ def check_started(options: Parallel | None) -> None:
         if started > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
             raise InputError(
                 f"torchrun started {started} processes, and each of them would draw every picture: set model.parallel "
-                "to have them share each"
+                f"to have them share each, or start one process with --workers {started}"
             )
         return
     wanted = options.processes
