@@ -182,8 +182,8 @@ class Failing(PatchFunctor):
 def test_a_failing_install_changes_nothing() -> None:
     model = Announcing(ForwardPattern.Pattern_1, more=2)
     before = snapshot(model)
-    with pytest.raises(InputError, match="Fn_compute_blocks is 3, but the list has 2 blocks"):
-        install(adapter(model), eager(Fn_compute_blocks=3))
+    with pytest.raises(InputError, match="Fn_compute_blocks is 6, but the block lists have 5 and 2 blocks"):
+        install(adapter(model), eager(Fn_compute_blocks=6))
     assert snapshot(model) == before
     twice = replace(adapter(model), blocks=[model.blocks, model.blocks])
     with pytest.raises(InputError, match="a block of it is in another list too"):
