@@ -1,6 +1,7 @@
-"""What works on this machine: versions, devices, number formats, folders, the bundled model.
+"""What works on this machine: versions, devices, number formats, the model's options, folders, the bundled model.
 
-Knows the packages that cachedit needs and how to try a device; prints nothing. Imports torch, and nothing slower.
+Knows the packages that cachedit needs and how to try a device; prints nothing. Imports torch, and diffusers for the
+options.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__, demo, ffmpeg
+from .doctor_checks import Check
 from .errors import InputError
 from .models import hub_cache, locate
 
@@ -23,20 +25,6 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["Check", "Findings", "examine"]
-
-
-@dataclass(frozen=True)
-class Check:
-    """One finding.
-
-    Attributes:
-        what: A package, a device, or an option of the recipe format with its value.
-        note: The version, the name of the device, or what is wrong.
-    """
-
-    what: str
-    works: bool
-    note: str
 
 
 @dataclass(frozen=True)
@@ -88,7 +76,14 @@ def examine() -> Findings:
         )
     ]
     best = next((device.what for device in devices if device.works), "cpu")
-    return Findings(versions, devices, [Check("model.device: auto", True, f"takes {best}"), *formats, *_places()])
+    options = [Check("model.device: auto", True, f"takes {best}"), *formats]
+    if all(check.works for check in versions):  # without them, diffusers cannot be imported
+        from .doctor_options import model_options
+        from .pipeline import quiet
+
+        with quiet():
+            options += model_options(torch.device(best))
+    return Findings(versions, devices, [*options, *_places()])
 
 
 def _versions() -> list[Check]:

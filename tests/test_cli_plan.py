@@ -234,7 +234,7 @@ def test_a_folder_that_is_no_pipeline_is_refused(text: str | None, message: str,
 
 def test_a_file_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "weights.bin").write_text("")
-    with pytest.raises(InputError, match=r"a file; give the folder of a diffusers pipeline, or a hub id$"):
+    with pytest.raises(InputError, match=r"a file; name the pipeline that it belongs to as model.config$"):
         planned(f"model.id={tmp_path / 'weights.bin'}")
 
 

@@ -13,7 +13,8 @@ import torch
 
 from cachedit_cli import __version__, demo, doctor
 from cachedit_cli.cli import main
-from cachedit_cli.doctor import Check
+from cachedit_cli.doctor_checks import Check
+from cachedit_cli.recipe_options import Model
 
 CAUGHT = pytest.CaptureFixture[str]
 
@@ -114,3 +115,20 @@ def test_a_number_format_that_a_device_cannot_compute_is_a_finding(monkeypatch: 
         False,
         False,
     ]
+
+
+def test_each_option_of_a_model_is_tried_and_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    found = by_name(doctor.examine().options)
+    named = {what.removeprefix("model.").partition(":")[0] for what in found if what.startswith("model.")}
+    unnamed = set(Model.model_fields) - named
+    assert unnamed == {"pipeline", "revision", "variant", "parallel"}  # which work with every model that there is
+    assert not found["model.offload: group"].works
+    assert found["model.attention: native"] == Check("model.attention: native", True, "")
+    assert not found["model.attention: sage"].works
+    assert "install `sageattention>=" in found["model.attention: sage"].note
+    assert found["model.attention: flash_hub"].note == "needs CUDA and the package kernels (pip install kernels)"
+    assert found["model.quantize: int8"] == Check("model.quantize: int8", True, "by torchao")
+    assert found["model.quantize: bnb-8bit"].note.startswith(("diffusers loads it on", "bitsandbytes is not installed"))
+    assert found["model.lora"].works
