@@ -155,6 +155,7 @@ def refuse_contradictions(installation: Installation) -> None:
             problems = [text for trace, streams in traces if (text := trace.contradiction(streams))]
             if problems:
                 installation.remove()
-                raise InputError("\n".join(f"{_class_name(model)}: {text}" for text in problems))
+                hint = "`cachedit inspect` shows the pattern that they have"
+                raise InputError("\n".join(f"{_class_name(model)}: {text}; {hint}" for text in problems))
 
         installation.undo_with(Watch(model, [trace for trace, _ in traces], judge))

@@ -203,6 +203,9 @@ def facts(part: Part, seen: Seen) -> ModelFacts:
         blocks = seen.model.get_submodule(path)
         if isinstance(blocks, nn.ModuleList):
             whole.setdefault(path, Candidate(path, blocks))
+    if said and not any(len(whole[path].blocks) for path in said if path in whole):
+        raise InputError(f"{' + '.join(said)}: this block list is empty, as the model's configuration says")
+    whole = {path: each for path, each in whole.items() if len(each.blocks)}
     measured = {candidate.path: streams for candidate, streams in found.fitting}
     wanted = said if adapter is not None else measured
     ordered = sorted({*shown, *said, *measured} & whole.keys(), key=lambda path: _place(path, shown, list(whole)))

@@ -234,7 +234,8 @@ def block_list(pipe: Any, path: str, where: str) -> Any:
         raise InputError(f"{where}: {type(pipe).__name__} has no part {part!r} ({nearest(part, modules)})")
     lists = {name: module for name, module in modules[part].named_modules() if isinstance(module, nn.ModuleList)}
     if inner not in lists:
-        hint = nearest(inner, lists, "it has")
+        outer = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
+        hint = nearest(inner, outer, "it has")
         raise InputError(f"{where}: {type(modules[part]).__name__} has no block list {inner!r} ({hint})")
     return lists[inner]
 

@@ -221,6 +221,8 @@ def _units(
         counts = {f"{part}.{each.path}": facts.get(each.length) for each in adapter.lists if each.length}
         for lists in [adapter.lists] if adapter.chain else [(each,) for each in adapter.lists]:
             paths = [f"{part}.{each.path}" for each in lists]
+            if all(each.length and facts.get(each.length) == 0 for each in lists):
+                raise InputError(f"{' + '.join(paths)}: this block list is empty, as the model's configuration says")
             pieces = _pieces(lists[0], paths[0], counts, facts) or [paths]
             found += [_counted(files, piece, lists[0].pattern, counts) for piece in pieces]
     return [_unit(counted, config, None, shared, _lengths(found)) for counted in found]

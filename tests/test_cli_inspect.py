@@ -180,6 +180,18 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path, capsys: CAUGHT) ->
     )
 
 
+def test_a_model_without_blocks_is_refused(tmp_path: Path, capsys: CAUGHT) -> None:
+    config = json.loads((demo.path() / "transformer" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_layers": 0, "num_single_layers": 0}))
+    assert ran("inspect", str(tmp_path), caught=capsys) == (
+        2,
+        "",
+        "transformer_blocks + single_transformer_blocks: this block list is empty, as the model's configuration says\n",
+    )
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_single_layers": 0}))
+    assert [each["path"] for each in model_of(str(tmp_path), capsys)["lists"]] == ["transformer_blocks"]
+
+
 def test_only_what_has_weights_can_be_traced_for_real(capsys: CAUGHT) -> None:
     code, _, err = ran("inspect", "flux", "--trace", caught=capsys)
     assert (code, err) == (2, "--trace: family 'flux' has no weights; give a recipe or the folder of a pipeline\n")

@@ -99,6 +99,14 @@ def test_a_front_that_one_of_two_lists_cannot_take_is_cut_for_it(tmp_path: Path)
         planned("cache.Fn_compute_blocks=33", source=str(file))
 
 
+def test_a_model_without_blocks_is_refused(tmp_path: Path) -> None:
+    folder = a_model(tmp_path / "m", "FluxTransformer2DModel", {"num_layers": 0, "num_single_layers": 0})
+    file = tmp_path / "empty.yaml"
+    file.write_text(f"version: 1\nmodel: {{id: {folder}}}\nadapter: flux\ngenerate: {{prompt: a}}\n")
+    with pytest.raises(InputError, match="single_transformer_blocks: this block list is empty, as the model's"):
+        planned(source=str(file))
+
+
 def test_a_policys_mask_is_laid_out_over_the_steps() -> None:
     found = planned("cache.steps_computation_mask=fast")
     assert "".join(map(str, found.mask or ())) == "1111110100010000100000100001"

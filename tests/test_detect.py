@@ -367,7 +367,9 @@ def test_a_pattern_that_the_first_forward_contradicts_is_refused(
     wrong = BlockAdapter(transformer=model, blocks=model.blocks, forward_pattern=said)
     with cached(wrong, EAGER), pytest.raises(InputError) as caught:
         run(model, walk(1))
-    assert str(caught.value).removeprefix("TinyTransformer: ") == f"transformer.blocks: {message}"
+    assert str(caught.value).removeprefix("TinyTransformer: ") == (
+        f"transformer.blocks: {message}; `cachedit inspect` shows the pattern that they have"
+    )
 
 
 def test_states_of_one_shape_in_the_other_order_are_told_apart() -> None:

@@ -190,7 +190,7 @@ class BlockCache(Runner[BlockContext]):
             raise InputError(
                 f"{self.unit.name}: {streams} says that blocks return {streams.main} as value "
                 f"{streams.returns.index(streams.main) + 1}, but they take one of shape {tuple(taken.shape)}, and what "
-                f"they return there is {what}"
+                f"they return there is {what}; `cachedit inspect` shows the pattern that they have"
             )
 
     def _shared_verdict(self, context: BlockContext, leader: Runner[BlockContext]) -> Verdict:
