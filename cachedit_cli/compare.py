@@ -257,10 +257,9 @@ def _check(baseline: Recipe, variants: Sequence[tuple[str, Recipe]]) -> None:
         elif inputs.given(recipe.generate) != inputs.given(baseline.generate):
             problems.append(f"{name}: begins with other pictures than the baseline: only the same can be compared")
         elif mine["size"] != own["size"]:
-            sizes = [
-                " x ".join("default" if side is None else str(side) for side in each["size"]) for each in (mine, own)
-            ]
-            problems.append(f"{name}: draws {sizes[0]}, the baseline {sizes[1]}: only the same size can be compared")
+            problems.append(
+                f"{name}: draws {mine['size']}, the baseline {own['size']}: only the same size can be compared"
+            )
         else:
             try:
                 plan.build(recipe)
@@ -270,9 +269,10 @@ def _check(baseline: Recipe, variants: Sequence[tuple[str, Recipe]]) -> None:
         raise InputError("\n".join(problems))
 
 
-def _size(recipe: Recipe) -> tuple[object, object]:
+def _size(recipe: Recipe) -> str:
     arguments = plan.call_arguments(recipe)
-    return arguments.get("width"), arguments.get("height")
+    sides = " x ".join(str(arguments.get(side) or "default") for side in ("width", "height"))
+    return f"{sides}, {arguments['num_frames']} frames" if "num_frames" in arguments else sides
 
 
 def check_html(path: str | None) -> None:

@@ -117,6 +117,11 @@ KNOWN = "cache.residual_dif_threshold: unknown key (did you mean 'residual_diff_
             "height=128: draws 64 x 128, the baseline 64 x 64: only the same size can be compared",
         ),
         (
+            ["wan2.1-t2v-1.3b", "--vary", "generate.extra.num_frames=81,33"],
+            "num_frames=33: draws 832 x 480, 33 frames, the baseline 832 x 480, 81 frames: only the same size can be "
+            "compared",
+        ),
+        (
             ["demo", "--vary", "cache.Fn_compute_blocks=1,30"],
             "Fn_compute_blocks=30: transformer.transformer_blocks + transformer.single_transformer_blocks: "
             "Fn_compute_blocks is 30, but the list has 18 blocks",

@@ -137,11 +137,12 @@ def kind(field: Mapping[str, Any]) -> str:
         return ", ".join(code(value) for value in field.get("enum", [field.get("const")]))
     if field["type"] == "array":
         return f"list ({kind(field['items'])})"
-    limits = [field.get("minimum"), field.get("maximum")]
-    text = TYPES[field["type"]]
-    if limits[1] is not None and limits[1] < 2**53:
-        return f"{text} {limits[0]} to {limits[1]:,}"
-    return text if limits[0] is None else f"{text} >= {limits[0]}"
+    text, least, most = TYPES[field["type"]], field.get("minimum"), field.get("maximum")
+    if "exclusiveMinimum" in field:
+        least = f"above {field['exclusiveMinimum']:g}"
+    if most is not None and most < 2**53:
+        return f"{text} {least} to {most:,}"
+    return text if least is None else f"{text} >= {least}"
 
 
 def schema_text() -> str:
