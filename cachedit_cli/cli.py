@@ -16,7 +16,7 @@ import typer
 from . import __version__
 from .cli_compare import compare
 from .errors import InputError
-from .guard import guarded, tell, tracebacks
+from .guard import guarded, results_alone, tell, tracebacks
 from .terms.mask import POLICIES, steps_mask
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def run(
             return
         from .run import generate
 
-        with Screen(on) as screen:
+        with results_alone(as_json), Screen(on) as screen:
             command = ["cachedit", *sys.argv[1:]]
             outcome = generate(
                 loaded,

@@ -13,7 +13,7 @@ import typer
 
 from . import __version__
 from .errors import InputError, RunError
-from .guard import tell, tracebacks
+from .guard import results_alone, tell, tracebacks
 
 if TYPE_CHECKING:
     from .compare_record import Comparison
@@ -100,7 +100,8 @@ def compare(
         screen = console(stderr=as_json)
         report = folder.path / preparing.HTML if html is None else Path(html)
         try:
-            make(comparison, folder, report, lambda line: screen.print(line, markup=False, soft_wrap=True))
+            with results_alone(as_json):
+                make(comparison, folder, report, lambda line: screen.print(line, markup=False, soft_wrap=True))
         except Exception:
             if comparison.pictures:
                 tell(_kept(comparison, folder))

@@ -18,7 +18,7 @@ from io import TextIOWrapper
 from . import __version__
 from .errors import CacheditError
 
-__all__ = ["guarded", "tell", "tracebacks"]
+__all__ = ["guarded", "results_alone", "tell", "tracebacks"]
 
 BUG = 3
 INTERRUPTED = 130
@@ -48,6 +48,23 @@ def guarded(command: Callable[[Sequence[str]], object], arguments: Sequence[str]
 def tell(text: str) -> None:
     """Write a message for people that is no result."""
     sys.stderr.write(f"{text}\n")
+
+
+@contextmanager
+def results_alone(wanted: bool) -> Iterator[None]:
+    """Keep stdout for the result that follows: what libraries and workers write there meanwhile goes to stderr."""
+    if not wanted:
+        yield
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 @contextmanager

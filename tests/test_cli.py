@@ -377,3 +377,18 @@ def test_a_damaged_record_gets_code_2_and_its_name(damage: str, capsys: CAUGHT, 
 def test_no_runs_yet_gets_code_2(capsys: CAUGHT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert ran("stats", caught=capsys) == (2, "", "outputs: no runs yet (`cachedit run demo` makes one)\n")
+
+
+def test_what_libraries_write_to_stdout_does_not_mix_with_a_result() -> None:
+    script = """
+import os
+from cachedit_cli.guard import results_alone
+with results_alone(True):
+    print("from Python")
+    os.write(1, b"from C\\n")
+    os.system("echo from a worker")
+print("the result")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "the result\n"
+    assert sorted(done.stderr.splitlines()) == ["from C", "from Python", "from a worker"]
