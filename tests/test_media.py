@@ -201,8 +201,7 @@ def test_jpeg_and_webp_carry_what_made_them_where_programs_look() -> None:
             exif = opened.getexif()
             assert abs(pixels(opened) - pixels(frames(1)[0])).mean() < 12
         description, comment = exif[0x010E], exif.get_ifd(0x8769)[0x9286]
-        text = description if isinstance(description, str) else description.decode()
-        assert text.encode("latin-1", "ignore").decode("utf-8", "ignore") == FACTS["prompt"] or text == FACTS["prompt"]
+        assert description.encode("latin-1").decode() == FACTS["prompt"]  # UTF-8, which Pillow does not know
         assert exif[0x0131] == "cachedit 1"
         assert comment.startswith(b"UNICODE\0")
         assert json.loads(comment[8:].decode("utf-16-be")) == FACTS
