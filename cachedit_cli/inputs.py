@@ -6,6 +6,7 @@ is relative to where the user is, as `output.dir` and a model's folder are.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import os
 import re
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from .recipe_model import Generate
 
-__all__ = ["check", "check_call", "given", "opened"]
+__all__ = ["check", "check_call", "digests", "given", "opened"]
 
 # What the recipe's fields are called in pipelines; the first that the call takes is it.
 _NAMES: Mapping[str, tuple[str, ...]] = {
@@ -70,6 +71,25 @@ def check(settings: Generate) -> None:
                 problems.append(f"generate.{place}: {error}")
     if problems:
         raise InputError("\n".join(problems))
+
+
+def digests(settings: Generate) -> dict[str, str]:
+    """Return the SHA-256 of each file that the recipe names, by its path; of a folder, that of its frames in order.
+
+    Raises:
+        InputError: One cannot be read.
+    """
+    found = {}
+    for paths in given(settings).values():
+        for path in [paths] if isinstance(paths, str) else paths:
+            file, digest = _there(path), hashlib.sha256()
+            for each in _listed(file) if file.is_dir() else [file]:
+                try:
+                    digest.update(each.read_bytes())
+                except OSError as error:
+                    raise InputError(f"{path}: cannot be read: {reason(error)}") from error
+            found[path] = digest.hexdigest()
+    return found
 
 
 def check_call(settings: Generate, pipeline: type[Any]) -> dict[str, str]:
@@ -220,11 +240,17 @@ def _frames(path: str) -> Iterator[Image]:
     """
     file = _there(path)
     if file.is_dir():
-        names = [each.name for each in file.iterdir() if each.suffix.lower() in _PICTURES]
-        if not names:
+        frames = _listed(file)
+        if not frames:
             raise InputError(f"{path}: no pictures are in this folder, and frames are wanted ({', '.join(_PICTURES)})")
-        return (_picture(os.path.join(path, name)) for name in sorted(names, key=_as_counted))
+        return (_picture(os.path.join(path, frame.name)) for frame in frames)
     return _film(path, file) if file.suffix.lower() in _FILMS else _animation(path, file)
+
+
+def _listed(folder: Path) -> list[Path]:
+    """Return the pictures in a folder, in the order of their numbers."""
+    found = [each for each in folder.iterdir() if each.suffix.lower() in _PICTURES]
+    return sorted(found, key=lambda each: _as_counted(each.name))
 
 
 def _as_counted(name: str) -> list[tuple[int, str]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError
+from .inputs import digests
 from .jobs import LISTING, Call, Job, at_once, calls, jobs, key_of, stems
 from .recipe import Recipe
 from .run_log import Image
@@ -113,6 +114,9 @@ def _check(source: str, record: Record, recipe: Recipe, todo: Sequence[Job]) -> 
     ]
     if changed:
         raise InputError("\n".join([f"--resume {source}: the run was made with another recipe:", *changed]))
+    others = [path for path, digest in digests(recipe.generate).items() if record.inputs.get(path) != digest]
+    if others:
+        raise InputError(f"--resume {source}: the run began with another {others[0]} than is there now")
     foreign = Counter(map(_key, record.images)) - Counter(map(key_of, todo))
     if foreign:
         image = next(image for image in record.images if foreign[_key(image)])

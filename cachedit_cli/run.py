@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from . import pipeline
+from . import inputs, pipeline
 from .errors import RunError
 from .jobs import Call, Job
 from .recipe import Recipe
@@ -110,7 +110,8 @@ def generate(
         folder.renumber(left.numbers)
         folder.write(record)
     else:
-        record = Record(cachedit=version, recipe=recipe.resolved(), command=list(command))
+        read = inputs.digests(recipe.generate)
+        record = Record(cachedit=version, recipe=recipe.resolved(), command=list(command), inputs=read)
         folder = RunFolder.create(recipe.name, recipe.output.dir)
     books = _Books(folder, record, watcher, tuple(plugins))
     began, before = time.perf_counter(), record.timings.get("total") or 0.0

@@ -69,6 +69,7 @@ class Facts:
         resumed: The command lines that went on with it.
         images: What is finished: pictures, video, sound, latents; in the order of their calls.
         failures: What could not be drawn.
+        inputs: SHA-256 of the pictures and videos that the recipe names, by path.
     """
 
     cachedit: str
@@ -83,6 +84,7 @@ class Facts:
     timings: dict[str, float | None] = field(default_factory=dict)
     images: list[Image] = field(default_factory=list)
     failures: list[Failed] = field(default_factory=list)
+    inputs: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import subprocess
@@ -162,6 +163,20 @@ def test_pictures_with_inputs_come_one_by_one_and_batches_change_nothing() -> No
     assert [image["generation"] for image in two["images"]] == [0, 1]
     for mine, its in zip(one["images"], two["images"], strict=True):
         assert (pixels(alone / mine["file"]) == pixels(together / its["file"])).all()
+
+
+def test_a_run_does_not_go_on_with_another_picture(capsys: pytest.CaptureFixture[str]) -> None:
+    changes = ["model.pipeline=FluxImg2ImgPipeline", "generate.image=picture.png"]
+    record, folder = run(*changes, steps=2)
+    assert record["inputs"] == {"picture.png": hashlib.sha256(Path("picture.png").read_bytes()).hexdigest()}
+    words = [word for change in (*changes, "model.device=cpu") for word in ("--set", change)]
+    again = ["run", "demo", "--steps", "2", *words, "--output-dir", "out", "--resume", str(folder)]
+    assert main(again) == 0
+    capsys.readouterr()
+    Path("mask.png").replace("picture.png")
+    assert main(again) == 2
+    said = f"--resume {folder}: the run began with another picture.png than is there now\n"
+    assert capsys.readouterr().err == said
 
 
 # ---- video, sound, latents
