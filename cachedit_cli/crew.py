@@ -16,17 +16,13 @@ from typing import Protocol
 
 from .errors import RunError
 from .jobs import Call
-from .remote import Opening
+from .remote import Gone, Opening
 from .run import Opened, Results
 from .worker import Drawn, Failure
 
-__all__ = ["ATTEMPTS", "Gone", "Hand", "spread"]
+__all__ = ["ATTEMPTS", "Hand", "spread"]
 
 ATTEMPTS = 3  # of a call whose worker is killed
-
-
-class Gone(Exception):
-    """A worker ended without an answer."""
 
 
 class Hand(Protocol):

@@ -149,7 +149,15 @@ def _places() -> list[Check]:
     hub = _writable("model.id: hub ids", hub_cache())
     if hub.works and os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         hub = Check(hub.what, False, f"HF_HUB_OFFLINE is set: only what {hub_cache()} holds")
-    return [bundled, hub, _writable("output.dir: outputs", Path("outputs")), _films()]
+    return [bundled, hub, _writable("output.dir: outputs", Path("outputs")), _films(), _ray()]
+
+
+def _ray() -> Check:
+    """Look for what `--ray` needs."""
+    try:
+        return Check("run --ray", True, f"ray {metadata.version('ray')}")
+    except metadata.PackageNotFoundError:
+        return Check("run --ray", False, "needs Ray: pip install 'cachedit[ray]'")
 
 
 def _films() -> Check:

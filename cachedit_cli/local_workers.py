@@ -14,11 +14,11 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from . import pipeline
-from .crew import Gone, spread
+from .crew import spread
 from .errors import InputError
 from .jobs import Call
 from .recipe import Recipe
-from .remote import Opening, Remote, checked
+from .remote import Gone, Opening, Remote, checked
 from .run import Crew, Opened, Results, Watcher
 from .worker import Drawn, Failure, Order
 

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from .crew import Gone, spread
+from .crew import spread
 from .errors import InputError
 from .jobs import Call
 from .pipeline import first_line
 from .recipe import Recipe
-from .remote import Opening, Remote, checked
+from .remote import Gone, Opening, Remote, checked
 from .run import Crew, Opened, Results, Watcher
 from .worker import Drawn, Failure, Order
 

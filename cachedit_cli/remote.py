@@ -14,9 +14,9 @@ from . import pipeline, registry
 from .errors import CacheditError, InputError, RunError
 from .jobs import Call
 from .recipe import Recipe
-from .worker import Drawn, Failure, Order, Worker, working
+from .worker import Broken, Drawn, Failure, Order, Worker, working
 
-__all__ = ["Ended", "Opening", "Remote", "checked"]
+__all__ = ["Ended", "Gone", "Opening", "Remote", "checked"]
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,14 @@ class Opening:
 
 @dataclass(frozen=True)
 class Ended:
-    """What ends the whole run; ``text`` is the message, of a bug the traceback."""
+    """What ends the whole run, or this worker (``gone``); ``text`` is the message, of a bug the traceback."""
 
-    kind: Literal["input", "run", "bug"]
+    kind: Literal["input", "run", "bug", "gone"]
     text: str
+
+
+class Gone(Exception):
+    """A worker ended without a picture."""
 
 
 class Remote:
@@ -86,6 +90,8 @@ class Remote:
 
 
 def _ended(error: Exception) -> Ended:
+    if isinstance(error, Broken):
+        return Ended("gone", str(error))
     if isinstance(error, CacheditError):
         return Ended("input" if isinstance(error, InputError) else "run", str(error))
     return Ended("bug", "".join(traceback.format_exception(error)))
@@ -95,6 +101,8 @@ def checked(answer: Any) -> Any:
     """Return an answer, or raise what it says."""
     if not isinstance(answer, Ended):
         return answer
+    if answer.kind == "gone":
+        raise Gone(answer.text)
     if answer.kind == "bug":
         raise RuntimeError(f"in a worker: {answer.text}")
     raise (InputError if answer.kind == "input" else RunError)(answer.text)

@@ -25,7 +25,7 @@ from .timing import timed
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Drawn", "Failure", "Listener", "Order", "Shot", "Worker", "working"]
+__all__ = ["Broken", "Drawn", "Failure", "Listener", "Order", "Shot", "Worker", "working"]
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,10 @@ class Failure:
     error: str
 
 
+class Broken(RunError):
+    """The device cannot be used any more in this process."""
+
+
 class Listener(Protocol):
     """Is told what happens in a call, as it happens."""
 
@@ -125,6 +129,7 @@ class Worker:
 
         Raises:
             InputError: It was refused, and so would every other be: none of its arguments is its own.
+            Broken: It failed, and nothing can be drawn here any more.
         """
         try:
             return self.draw(call)
@@ -137,7 +142,7 @@ class Worker:
         finally:
             if self._log is not None:
                 self._log.clear()  # a record is about pictures that were finished, and none is kept here
-        self._tidy()
+        self._tidy(failure)
         return failure
 
     def draw(self, call: Call) -> Drawn:
@@ -170,13 +175,18 @@ class Worker:
             reset.generation = call.number
         return Drawn(shots, steps, seconds, list(log.rows), list(log.resets), list(log.contexts))
 
-    def _tidy(self) -> None:
+    def _tidy(self, failure: Failure) -> None:
         """Give back the memory of a call that failed: it may have failed for want of it."""
         import torch
 
         gc.collect()
-        if self._opened.device.type == "cuda":
-            torch.cuda.empty_cache()
+        device = self._opened.device
+        if device.type == "cuda":
+            try:
+                torch.cuda.synchronize(device)
+                torch.cuda.empty_cache()
+            except RuntimeError as error:  # some errors of CUDA are for good, in this process
+                raise Broken(f"{failure.error}; {device} cannot be used after that, --resume goes on") from error
 
     def _cached(self, opened: Opened) -> DecisionLog:
         """Return the log of the cache, which is put in anew where the number of steps changes: masks depend on it."""

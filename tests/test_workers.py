@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -17,16 +18,16 @@ import torch
 
 from cachedit_cli import ray_workers
 from cachedit_cli.cli import main
-from cachedit_cli.crew import ATTEMPTS, Gone, spread
+from cachedit_cli.crew import ATTEMPTS, spread
 from cachedit_cli.errors import InputError, RunError
 from cachedit_cli.jobs import Call, Job
 from cachedit_cli.local_workers import devices, processes
 from cachedit_cli.recipe import load
-from cachedit_cli.remote import Ended, Opening, checked
+from cachedit_cli.remote import Ended, Gone, Opening, checked
 from cachedit_cli.run import Crew, Outcome, generate, in_process
 from cachedit_cli.runs import load as load_run
 from cachedit_cli.terms.stats import ContextInfo, Row
-from cachedit_cli.worker import Drawn, Failure
+from cachedit_cli.worker import Broken, Drawn, Failure, Worker
 
 CAUGHT = pytest.CaptureFixture[str]
 OPENING = Opening({"device": "cpu"}, 0.0)
@@ -243,12 +244,24 @@ def test_an_error_in_one_worker_ends_all_of_them() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "error", "text"),
-    [("input", InputError, "x"), ("run", RunError, "x"), ("bug", RuntimeError, "in a worker: x")],
+    [("input", InputError, "x"), ("run", RunError, "x"), ("bug", RuntimeError, "in a worker: x"), ("gone", Gone, "x")],
 )
 def test_what_ended_a_worker_is_raised_here(kind: Any, error: type[Exception], text: str) -> None:
     with pytest.raises(error) as caught:
         checked(Ended(kind, "x"))
     assert str(caught.value) == text
+
+
+def test_a_gpu_that_an_error_broke_is_left_to_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(device: torch.device) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lost)
+    worker = object.__new__(Worker)
+    monkeypatch.setattr(worker, "_opened", SimpleNamespace(device=torch.device("cuda:1")), raising=False)
+    with pytest.raises(Broken) as caught:
+        worker._tidy(Failure("FluxPipeline failed: CUDA error"))
+    assert str(caught.value) == ("FluxPipeline failed: CUDA error; cuda:1 cannot be used after that, --resume goes on")
 
 
 # ----------------------------------------------------------------------------------------------------------- bad input
