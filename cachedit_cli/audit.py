@@ -8,8 +8,10 @@ Knows norms and distances; a tensor is only waited for when its number is asked 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
+import torch
 from torch import Tensor
 
 from .calibrators import Calibrator
@@ -29,13 +31,22 @@ class Score:
         self.candidates = candidates
         self.distance = distance
         self.used = str(used)
-        self._norms: Tensor | list[float] = norms  # of the truth, then of what each missed
+        self._read: list[float] | None = None
+        self._there: torch.cuda.Event | None = None
+        if norms.is_cuda:  # they travel now, so that nothing on the device is held until the log is read
+            host = torch.empty(norms.shape, dtype=norms.dtype, pin_memory=True)
+            stream, norms = torch.cuda.current_stream(norms.device), host.copy_(norms, non_blocking=True)
+            self._there = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._there.record(stream)
+        self._norms = norms  # of the truth, then of what each missed
 
     def norms(self) -> list[float]:
         """Return the L1 norms of the computed change and of each candidate's miss; waits for the device once."""
-        if isinstance(self._norms, Tensor):
-            self._norms = [float(norm) for norm in self._norms.tolist()]
-        return self._norms
+        if self._read is None:
+            if self._there is not None:
+                self._there.synchronize()
+            self._read = [float(norm) for norm in self._norms.tolist()]
+        return self._read
 
     def errors(self) -> dict[str, float | None]:
         """Return each candidate's relative L1 error, by name; None where it is not finite."""
@@ -46,6 +57,10 @@ class Score:
             for candidate, error in zip(self.candidates, found, strict=True)
         }
 
+    def error_of_used(self) -> float | None:
+        """Return the error of the calibrator that would have been used."""
+        return self.errors()[self.used]
+
 
 class Mean:
     """The scores of several blocks of one step, as one: DBPrune's."""
@@ -53,15 +68,21 @@ class Mean:
     def __init__(self, scores: Sequence[Score]) -> None:
         self._scores = scores
         self.distance = sum(score.distance for score in scores) / len(scores)
-        self.used = scores[0].used
+        self.used = Counter(score.used for score in scores).most_common(1)[0][0]  # where blocks choose their own
 
     def errors(self) -> dict[str, float | None]:
         """Return the mean error of each candidate over the blocks where it is finite."""
-        found: dict[str, list[float]] = {}
-        for score in self._scores:
-            for name, error in score.errors().items():
-                found.setdefault(name, []).extend([] if error is None else [error])
-        return {name: sum(errors) / len(errors) if errors else None for name, errors in found.items()}
+        each = [score.errors() for score in self._scores]
+        return {name: _mean(errors[name] for errors in each) for name in each[0]}
+
+    def error_of_used(self) -> float | None:
+        """Return the mean error of what each block would have used."""
+        return _mean(score.error_of_used() for score in self._scores)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 class Board:

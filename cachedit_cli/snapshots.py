@@ -110,12 +110,13 @@ class Snapshots:
 
         That is, its L1 norm is 0.5 to 2 times as large. The norm is only taken where the audited differences between
         the snapshots do not already bound it, so that most steps need no look at a tensor; ``hold`` needs none at all.
+        Differences of states bound no change, so that a forecast of states is always looked at.
         """
         kept = self._kept.get(self._main)
         if kept is None or len(kept) == 1:
             return True
         weights = self._weights(self._main, len(kept), now)
-        if len(weights) == 1 or self._board.leap(weights) <= 0.5:
+        if len(weights) == 1 or (not self._calibration.absolute and self._board.leap(weights) <= 0.5):
             return True
         value, start = forecast[self._main], base.get(self._main)
         if value is None:

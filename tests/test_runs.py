@@ -244,6 +244,9 @@ def test_audit_errors_still_on_the_device_are_fetched_for_the_statistics() -> No
     class Late:
         distance, used = 1.0, "hold"
 
+        def error_of_used(self) -> float | None:
+            return 0.25
+
         def errors(self) -> dict[str, float | None]:
             return {"hold": 0.25}
 

@@ -44,7 +44,7 @@ def by_rule(config: CacheConfig, mask: Sequence[int] | None, view: View) -> Verd
     """Apply the rules that need no measurement; None leaves it to the difference."""
     if not view.history:
         return Verdict("compute", "no-history")
-    warmup = config.max_warmup_steps
+    warmup = 0 if config.dial else config.max_warmup_steps  # a budget's plan leaves nothing to warm-up
     if mask is not None:
         leading = next((step for step, bit in enumerate(mask) if not bit), len(mask))
         warmup = min(warmup, leading)

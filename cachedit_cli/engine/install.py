@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 from torch import nn
@@ -137,31 +138,47 @@ class Station:
         shared = len(site.stations) > 1 and (call.moment is not None or call.announced is not None)
         tick = site.clock.tick(id(self.model), call, site.steps if shared else self._steps(), site.separate_cfg)
         site.arrive(tick)
-        self._tick = tick
         if tick.generation != self._generation:
+            self._follow(tick)
             self._generation = tick.generation
             for patch in self.patches:
                 patch.refresh()
-            for runner in self.runners:
-                runner.mask, runner.own_steps = self._lay_out(runner)
+            self.plan()
+        self._tick = tick
         if any(runner.config.speedup is not None for runner in self.runners) and self._paced(tick):
-            for runner in self.runners:
-                runner.mask, runner.own_steps = self._lay_out(runner)
+            for station in site.stations:
+                station.plan()
         for runner in self.runners:
             runner.begin(tick)
+
+    def _follow(self, tick: Tick) -> None:
+        """Go on with what another transformer left of a budget that took the generation's steps so far, if one did."""
+        others = [station for station in self._site.stations if station._generation == tick.generation]
+        ended = [
+            (at.step, other.runners) for other in others if (at := other._tick) is not None and at.step < tick.step
+        ]
+        _, runners = max(ended, key=lambda found: found[0], default=(0, list[Runner[Any]]()))
+        for runner, before in zip_longest(self.runners, runners[: len(self.runners)]):
+            runner.before = before
 
     def _paced(self, tick: Tick) -> bool:
         """Return whether the time that reuse saves has just become known."""
         site = self._site
-        if site.pace.share is not None or tick.index > 0:
+        if site.pace.share is not None or tick.index > 0 or tick.step not in (1, 2):
             return False
         site.log.settle()
-        return site.pace.reach(tick.generation, tick.step, site.log.rows, {r.unit.name: r.saves for r in self.runners})
+        saves = {runner.unit.name: runner.saves for station in site.stations for runner in station.runners}
+        return site.pace.reach(tick.generation, tick.step, site.log.rows, saves)
+
+    def plan(self) -> None:
+        """Lay out what is computed in this generation."""
+        for runner in self.runners:
+            runner.plan(*self._lay_out(runner))
 
     def catch_up(self) -> None:
         """Count the forward in progress for runners that came too late for it."""
+        self.plan()
         for runner in self.runners:
-            runner.mask, runner.own_steps = self._lay_out(runner)
             if self._tick is not None:
                 runner.missed(self._tick)
 

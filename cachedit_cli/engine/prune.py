@@ -15,7 +15,7 @@ from ..terms.config import DBPruneConfig
 from ..terms.pattern import pack, unpack
 from ..terms.stats import DecisionLog
 from .decide import Verdict, by_difference
-from .runner import Context, Pass, Runner, Unit
+from .runner import Context, Pass, Runner, States, Unit
 
 __all__ = ["BlockPrune"]
 
@@ -39,6 +39,7 @@ class PruneContext(Context):
     memories: dict[int, Memory] = field(default_factory=dict)
     diffs: list[float] = field(default_factory=list)  # of this step, block by block
     scores: list[Score] = field(default_factory=list)  # likewise
+    guarded: bool = False  # a block of this step was computed because its forecast was not credible
 
     @property
     def nbytes(self) -> int:
@@ -65,6 +66,12 @@ class BlockPrune(Runner[PruneContext]):
 
     def _new_context(self) -> PruneContext:
         return PruneContext()
+
+    def _open(self, entry: States) -> None:
+        super()._open(entry)
+        if self._pass is not None:  # nothing of a step that did not reach the last block
+            context = self._pass.context
+            context.diffs, context.scores, context.guarded = [], [], False
 
     def wrap(self, index: int, inner: Call) -> Call:
         slots, first, last = self.unit.slots[index], index == 0, index == self.unit.count - 1
@@ -106,6 +113,7 @@ class BlockPrune(Runner[PruneContext]):
             return None
         forecast = memory.snapshots.forecast(entry, context.k)
         if self.config.audit and not memory.snapshots.credible(forecast, entry, context.k):
+            context.guarded = True
             return None
         now.saved += 1
         return pack(forecast, self.unit.streams.returns, memory.form)
@@ -149,12 +157,10 @@ class BlockPrune(Runner[PruneContext]):
 
     def _finish(self, now: Pass[PruneContext]) -> None:
         now.watch.stop()
-        diffs = now.context.diffs
-        if diffs:
-            now.diff = sum(diffs) / len(diffs)
-            diffs.clear()
-        if now.context.scores:
-            now.audit, now.context.scores = Mean(now.context.scores), []
-        now.verdict = now.verdict or Verdict("compute", "threshold")
-        if now.saved:
-            now.verdict = Verdict("compute", now.verdict.reason)
+        context = now.context
+        if context.diffs:
+            now.diff = sum(context.diffs) / len(context.diffs)
+        if context.scores:
+            now.audit = Mean(context.scores)
+        reason = now.verdict.reason if now.verdict is not None else "threshold"
+        now.verdict = Verdict("compute", "guard" if context.guarded and not now.saved else reason)

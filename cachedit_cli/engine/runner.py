@@ -70,6 +70,11 @@ class Context:
     def history(self) -> bool:
         return self.k > 0
 
+    @property
+    def ahead(self) -> int:
+        """Steps computed beyond those that were planned."""
+        return self.k - self.cached - self.planned
+
 
 ContextT = TypeVar("ContextT", bound=Context)
 
@@ -108,6 +113,7 @@ class Runner(ABC, Generic[ContextT]):
         self.mask: Sequence[int] | None = None  # of this generation
         self.own_steps = False  # the mask counts the context's own steps, not the pipeline's
         self.leader: Runner[ContextT] | None = None  # whose decision is shared
+        self.before: Runner[ContextT] | None = None  # of the transformer that took this generation's steps so far
         self._contexts: dict[tuple[str, int], ContextT] = {}
         self._tick: Tick | None = None  # None outside of a forward
         self._pass: Pass[ContextT] | None = None
@@ -122,6 +128,12 @@ class Runner(ABC, Generic[ContextT]):
         """Return a context that knows nothing."""
 
     # ---- once a forward
+
+    def plan(self, mask: Sequence[int] | None, own_steps: bool) -> None:
+        """Take the mask of this generation; one that comes in its middle is charged with what was computed so far."""
+        self.mask, self.own_steps = mask, own_steps
+        for context in self._contexts.values():
+            context.planned = sum(mask[: context.k]) if mask is not None else context.k
 
     def begin(self, tick: Tick) -> None:
         """A forward of the transformer starts."""
@@ -182,12 +194,13 @@ class Runner(ABC, Generic[ContextT]):
             context = self._contexts[key] = fresh
         elif context is None:
             context = self._contexts[key] = self._new_context()
+            earlier = self.before._contexts.get(key) if self.before is not None else None
+            context.planned = -earlier.ahead if earlier is not None else 0
         context.like = like
         main = entry[self.unit.streams.main]
         watch = Stopwatch(main.device if isinstance(main, Tensor) else None)
         step = context.k if self.own_steps else tick.step
-        ahead = context.k - context.cached - context.planned
-        view = View(context.k, step, context.history, context.cached, context.in_a_row, ahead)
+        view = View(context.k, step, context.history, context.cached, context.in_a_row, context.ahead)
         now = self._pass = Pass(tick, context, entry, watch, view)
         now.verdict = by_rule(self.config, self.mask, view) if self.leader is None else None
         if now.verdict is not None and now.verdict.reason == "threshold":

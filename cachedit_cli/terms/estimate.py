@@ -1,9 +1,11 @@
 """How far a run is probably from the same run without caching: an estimate from its own log, without any baseline.
 
 On a computed step the log holds the relative error of the forecast that would have been used at that distance. The
-steps reused since the last computed one took forecasts over shorter distances, whose errors are taken in proportion. An
-error made early is carried through more of the remaining steps and weighs more. The sum ranks runs as their true errors
-do (docs/experiments.md has the rank correlations and what else was tried); it is no error of a picture in any unit.
+steps reused since the last computed one took forecasts over shorter distances, whose errors are taken in proportion.
+What DBPrune leaves out counts with its share of the blocks, and with what the next blocks that it computes would have
+missed. An error made early is carried through more of the remaining steps and weighs more. The sum ranks runs as their
+true errors do (docs/experiments.md has the rank correlations and what else was tried); it is no error of a picture in
+any unit.
 """
 
 from __future__ import annotations
@@ -57,6 +59,9 @@ class Estimate:
 
 def estimate(rows: Iterable[Row], contexts: Iterable[ContextInfo] = ()) -> Estimate:
     """Return the estimate for the rows of one generation."""
+    contexts = list(contexts)
+    if any(info.settings.get("audit") is False for info in contexts):
+        return Estimate(None)
     parts: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         parts.setdefault((row.context, row.branch), []).append(row)
@@ -89,12 +94,9 @@ def _of_branch(rows: Sequence[Row]) -> float | None:
     total, waiting = 0.0, list[tuple[Row, float]]()
     known: tuple[float, float] | None = None  # last audited error, and its distance
     for row, weight in zip(rows, weights, strict=True):
-        if row.saved and row.decision == "reuse":
-            waiting.append((row, weight))
-            continue
-        if row.saved and row.audit is not None:  # pruned in part, by what the computed blocks missed
-            total += weight * row.audit * row.saved / (row.saved + row.computed)
-        if row.audit is not None and row.distance:
+        if row.saved:
+            waiting.append((row, weight * (1.0 if row.decision == "reuse" else row.saved / (row.saved + row.computed))))
+        if row.decision == "compute" and row.audit is not None and row.distance:
             known = row.audit, row.distance
             total += sum(weight * _scaled(known, reused) for reused, weight in waiting)
             waiting.clear()
@@ -108,6 +110,8 @@ def _of_branch(rows: Sequence[Row]) -> float | None:
 
 def _scaled(known: tuple[float, float], reused: Row) -> float:
     error, distance = known
+    if reused.decision == "compute":  # pruned in part: each block has distances of its own
+        return error
     return error * (reused.distance or distance) / distance
 
 

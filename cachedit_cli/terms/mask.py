@@ -86,6 +86,8 @@ def shaped(shape: Sequence[int] | str | None, steps: int, count: int) -> list[in
         shape = min(POLICIES, key=lambda policy: abs(_REFERENCE[policy].count("1") / _STEPS - wanted))
     reference = _REFERENCE.get(shape) if isinstance(shape, str) else None
     bits = reference or "".join(str(int(bit)) for bit in shape)
+    if (len(bits), bits.count("1")) == (steps, count):
+        return [int(bit) for bit in bits]
     if "0" not in bits:
         return shaped(None, steps, count)
     if "1" not in bits.lstrip("1"):

@@ -30,6 +30,8 @@ class Audited(Protocol):
     @property
     def used(self) -> str: ...
 
+    def error_of_used(self) -> float | None: ...
+
     def errors(self) -> dict[str, float | None]: ...
 
 
@@ -101,8 +103,8 @@ class DecisionLog:
         """Fetch the numbers that were left on the device."""
         for row, audit, ms in self._pending:
             if audit is not None:
-                row.audits, row.distance, row.calibrator = audit.errors(), audit.distance, audit.used
-                row.audit = row.audits.get(audit.used)
+                row.audit, row.audits = audit.error_of_used(), audit.errors()
+                row.distance, row.calibrator = audit.distance, audit.used
             if ms is not None:
                 row.ms = float(ms.item())
         self._pending.clear()

@@ -45,6 +45,9 @@ class Audit:
     distance: float = 2.0
     used: str = "hold"
 
+    def error_of_used(self) -> float | None:
+        return self.error
+
     def errors(self) -> dict[str, float | None]:
         self.fetched += 1
         return {"hold": self.error, "taylorseer 1": 0.5}
