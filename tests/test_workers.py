@@ -27,7 +27,7 @@ from cachedit_cli.remote import Ended, Gone, Opening, checked
 from cachedit_cli.run import Crew, Outcome, generate, in_process
 from cachedit_cli.runs import load as load_run
 from cachedit_cli.terms.stats import ContextInfo, Row
-from cachedit_cli.worker import Broken, Drawn, Failure, Worker
+from cachedit_cli.worker import Broken, Drawn, Failure, Order, Worker
 
 CAUGHT = pytest.CaptureFixture[str]
 OPENING = Opening({"device": "cpu"}, 0.0)
@@ -128,13 +128,11 @@ def test_two_actors_of_ray_draw_what_one_process_does_also_when_one_is_killed(tm
     assert_same(found, alone)
 
 
-def test_what_every_worker_fails_of_ends_the_run_with_its_own_message(tmp_path: Path, capsys: CAUGHT) -> None:
-    refused = ("--set", "generate.extra.guidence_scale=3", "--workers", "2")
-    assert main(["run", "demo", "--device", "cpu", *refused, "--output-dir", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == (
-        "generate.extra.guidence_scale: FluxPipeline takes no such argument (did you mean 'guidance_scale'?)\n"
-    )
-    assert list(tmp_path.iterdir()) == []
+def test_what_a_process_cannot_begin_with_ends_the_run_with_its_own_message() -> None:
+    order = Order(load("demo", ("model.device=cpu",)).resolved(), plugins=("gone.py",))
+    with pytest.raises(InputError, match=r"^--plugin: gone\.py: no such Python file$"):
+        list(processes(1)(order, CALLS[:1], lambda *_: None, Killing(no_one)))
+    assert multiprocessing.active_children() == []
 
 
 # ----------------------------------------------------------------------------------------------------------- the desk
