@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageSequence
 from safetensors.torch import load_file
 
-from cachedit_cli import demo
+from cachedit_cli import demo, ffmpeg
 from cachedit_cli.cli import main
 from tests import tiny_pipelines
 from tests.tiny_pipelines import saved
@@ -189,7 +188,7 @@ def test_a_video_is_an_mp4_or_an_animated_webp(models: Callable[[Callable[[], An
     facts = {name: film[name] for name in ("kind", "frames", "fps", "width", "height")}
     assert facts == {"kind": "video", "frames": 9, "fps": 8.0, "width": 32, "height": 32}
     assert reused(folder) > 0
-    reading = [imageio_ffmpeg.get_ffmpeg_exe(), "-i", str(folder / film["file"])]
+    reading = [ffmpeg.program(), "-i", str(folder / film["file"])]
     reading += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     done = subprocess.run(reading, capture_output=True, check=True)
     frames = np.frombuffer(done.stdout, np.uint8).reshape(-1, 32, 32, 3).astype(int)
@@ -237,6 +236,28 @@ def test_sound_is_a_wav_at_the_pipelines_rate(models: Callable[[Callable[[], Any
     with wave.open(str(folder / sound["file"])) as file:
         assert (file.getnchannels(), file.getframerate(), file.getnframes()) == (2, 16000, 3200)
         assert len(set(file.readframes(3200))) > 1
+
+
+def test_a_videos_sound_is_in_its_mp4_and_beside_its_webp(models: Callable[[Callable[[], Any]], Path]) -> None:
+    source = recipe(models(tiny_pipelines.ltx_2))
+    changes = [
+        "generate.height=32",
+        "generate.width=32",
+        "generate.guidance_scale=1",
+        "generate.max_sequence_length=16",
+    ]
+    changes += ["generate.extra={num_frames: 5, frame_rate: 8.0}", *CACHED]
+    record, folder = run(*changes, source=source)
+    (film,) = record["images"]
+    assert (film["frames"], film["fps"], film["sampling_rate"], film["others"]) == (5, 8.0, 16000, [])
+    assert reused(folder) > 0
+    probe = subprocess.run([ffmpeg.program(), "-i", str(folder / film["file"])], capture_output=True, check=False)
+    assert re.search(r"Video: h264.* 8 fps,[\s\S]*Audio: aac.* 16000 Hz, stereo", probe.stderr.decode())
+    record, folder = run(*changes, "output.format=webp", source=source)
+    (film,) = record["images"]
+    assert film["file"].endswith(".webp")
+    with wave.open(str(folder / film["others"][0])) as sound:
+        assert (sound.getnchannels(), sound.getframerate()) == (2, 16000)
 
 
 # ---- compare

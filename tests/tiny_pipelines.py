@@ -14,11 +14,12 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
 
 from cachedit_cli import demo
 from tests.tiny_models import TINY
 
-__all__ = ["control_flux", "saved", "stable_audio", "wan", "wan_from_picture"]
+__all__ = ["control_flux", "ltx_2", "saved", "stable_audio", "wan", "wan_from_picture"]
 
 _T5 = demo.path() / "text_encoder_2"
 
@@ -89,6 +90,82 @@ def stable_audio() -> Any:
             solver_order=2, prediction_type="v_prediction", sigma_data=1.0
         ),
         **_words(),
+    )
+
+
+def ltx_2() -> Any:
+    """Text to video with sound at 16 kHz; here the text encoder is a random Gemma."""
+    tokenizer = _words()["tokenizer"]
+    text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text |= {"num_key_value_heads": 1, "head_dim": 8, "vocab_size": len(tokenizer)}
+    sight = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    gemma = transformers.Gemma3Config(text_config=text, vision_config={**sight, "image_size": 28, "patch_size": 14})
+    connectors: dict[str, Any] = {}
+    for kind in ("video", "audio"):
+        connectors[f"{kind}_connector_num_attention_heads"] = connectors[f"{kind}_connector_attention_head_dim"] = 4
+        connectors[f"{kind}_connector_num_layers"] = 1
+        connectors[f"{kind}_connector_num_learnable_registers"] = None
+    return diffusers.LTX2Pipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        tokenizer=tokenizer,
+        text_encoder=transformers.Gemma3ForConditionalGeneration(gemma),
+        connectors=LTX2TextConnectors(
+            caption_channels=16,
+            text_proj_in_factor=3,  # layers of the text encoder, and what goes into the first
+            connector_rope_base_seq_len=32,
+            rope_double_precision=False,
+            causal_temporal_positioning=False,
+            rope_type="split",
+            **connectors,
+        ),
+        transformer=diffusers.LTX2VideoTransformer3DModel(
+            in_channels=4,
+            out_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            cross_attention_dim=16,
+            audio_in_channels=4,
+            audio_out_channels=4,
+            audio_num_attention_heads=2,
+            audio_attention_head_dim=4,
+            audio_cross_attention_dim=8,
+            num_layers=3,
+            caption_channels=16,
+            rope_double_precision=False,
+            rope_type="split",
+        ),
+        vae=diffusers.AutoencoderKLLTX2Video(
+            latent_channels=4,
+            block_out_channels=(8,),
+            decoder_block_out_channels=(8,),
+            layers_per_block=(1,),
+            decoder_layers_per_block=(1, 1),
+            spatio_temporal_scaling=(True,),
+            decoder_spatio_temporal_scaling=(True,),
+            decoder_inject_noise=(False, False),
+            downsample_type=("spatial",),
+            upsample_residual=(False,),
+            upsample_factor=(1,),
+            patch_size=1,
+        ),
+        audio_vae=diffusers.AutoencoderKLLTX2Audio(
+            base_channels=4,
+            ch_mult=(1,),
+            num_res_blocks=1,
+            resolution=32,
+            latent_channels=2,
+            mid_block_add_attention=False,
+            mel_bins=8,
+        ),
+        vocoder=LTX2Vocoder(
+            in_channels=16,
+            hidden_channels=32,
+            upsample_kernel_sizes=[4, 4],
+            upsample_factors=[2, 2],
+            resnet_kernel_sizes=[3],
+            resnet_dilations=[[1, 3, 5]],
+            output_sampling_rate=16000,
+        ),
     )
 
 
