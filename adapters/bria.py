@@ -6,6 +6,7 @@ FIBO hands every block another layer of the text encoder, and FIBO 2 some of its
 from __future__ import annotations
 
 from cachedit_cli.registry import BlockList, ModelAdapter, register
+from cachedit_cli.terms.config import DBCacheConfig, DefaultInt
 from cachedit_cli.terms.pattern import ForwardPattern, Streams
 from cachedit_cli.terms.sample import Sample, floats
 
@@ -20,6 +21,7 @@ register(
         chain=True,
         pipelines=("BriaPipeline",),
         guidance="one forward, both branches in a batch",
+        defaults=DBCacheConfig.reset(Fn_compute_blocks=DefaultInt(4)),
     )
 )
 register(
@@ -60,6 +62,7 @@ register(
                 "text_encoder_layers": [floats(1, 6, 16)] * 8,  # one for each block
             },
         ),
+        defaults=DBCacheConfig.reset(Fn_compute_blocks=DefaultInt(4)),
     )
 )
 register(
@@ -95,5 +98,6 @@ register(
                 "encoder_hidden_states": floats(1, 3, 6, 16),  # of three layers of the text encoder
             },
         ),
+        defaults=DBCacheConfig.reset(Fn_compute_blocks=DefaultInt(4)),
     )
 )

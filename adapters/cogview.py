@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cachedit_cli.registry import BlockList, ModelAdapter, register
+from cachedit_cli.terms.config import DBCacheConfig, DefaultInt
 from cachedit_cli.terms.pattern import ForwardPattern
 
 register(
@@ -12,6 +13,7 @@ register(
         lists=(BlockList("transformer_blocks", ForwardPattern.Pattern_0, "num_layers"),),
         pipelines=("CogView3PlusPipeline",),
         guidance="one forward, both branches in a batch",
+        defaults=DBCacheConfig.reset(Fn_compute_blocks=DefaultInt(4)),
     )
 )
 register(
@@ -24,5 +26,6 @@ register(
             "CogView4Pipeline",
         ),
         guidance="two forwards a step, conditional first",
+        defaults=DBCacheConfig.reset(Fn_compute_blocks=DefaultInt(4)),
     )
 )

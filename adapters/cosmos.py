@@ -6,6 +6,7 @@ Cosmos 3 came with diffusers 0.39, but tells its branches apart, through cache_c
 from __future__ import annotations
 
 from cachedit_cli.registry import BlockList, ModelAdapter, register
+from cachedit_cli.terms.config import DBCacheConfig, DefaultInt
 from cachedit_cli.terms.pattern import ForwardPattern, Streams
 from cachedit_cli.terms.sample import Sample, floats, grid, whole
 
@@ -45,6 +46,7 @@ register(
                 "fps": 30,
             },
         ),
+        defaults=DBCacheConfig.reset(Fn_compute_blocks=DefaultInt(4)),
     )
 )
 register(

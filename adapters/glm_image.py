@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cachedit_cli.registry import BlockList, ModelAdapter, register
+from cachedit_cli.terms.config import DBCacheConfig, DefaultInt
 from cachedit_cli.terms.pattern import ForwardPattern
 from cachedit_cli.terms.sample import Numbers, Sample, floats, whole
 
@@ -37,5 +38,6 @@ register(
                 "crop_coords": floats(1, 2, value=0.0),
             },
         ),
+        defaults=DBCacheConfig.reset(Fn_compute_blocks=DefaultInt(4)),
     )
 )

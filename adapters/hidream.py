@@ -6,6 +6,7 @@ The model appends another Llama layer to the sequence before every block and cut
 from __future__ import annotations
 
 from cachedit_cli.registry import BlockList, ModelAdapter, register
+from cachedit_cli.terms.config import DBCacheConfig, DefaultInt
 from cachedit_cli.terms.pattern import ForwardPattern
 from cachedit_cli.terms.sample import Sample, floats
 
@@ -45,5 +46,6 @@ register(
                 "pooled_embeds": floats(1, 8),
             },
         ),
+        defaults=DBCacheConfig.reset(Fn_compute_blocks=DefaultInt(4)),
     )
 )

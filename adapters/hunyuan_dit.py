@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cachedit_cli.registry import BlockList, ModelAdapter, register
+from cachedit_cli.terms.config import DBCacheConfig, DefaultInt
 from cachedit_cli.terms.pattern import ForwardPattern
 from cachedit_cli.terms.sample import Sample, floats, whole
 
@@ -46,5 +47,6 @@ register(
                 "image_rotary_emb": [floats(16, 8), floats(16, 8)],
             },
         ),
+        defaults=DBCacheConfig.reset(Fn_compute_blocks=DefaultInt(4)),
     )
 )

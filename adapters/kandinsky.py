@@ -6,6 +6,7 @@ The few blocks of the text lists are left out: they do not depend on the sample.
 from __future__ import annotations
 
 from cachedit_cli.registry import BlockList, ModelAdapter, register
+from cachedit_cli.terms.config import DBCacheConfig, DefaultInt
 from cachedit_cli.terms.pattern import ForwardPattern, Streams
 from cachedit_cli.terms.sample import Sample, floats, whole
 
@@ -45,6 +46,7 @@ register(
                 "scale_factor": (1.0, 2.0, 2.0),
             },
         ),
+        defaults=DBCacheConfig.reset(Fn_compute_blocks=DefaultInt(4)),
     )
 )
 register(

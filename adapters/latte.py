@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cachedit_cli.registry import BlockList, ModelAdapter, register
+from cachedit_cli.terms.config import DBCacheConfig, DefaultInt
 from cachedit_cli.terms.pattern import ForwardPattern
 from cachedit_cli.terms.sample import Sample, floats
 
@@ -44,5 +45,6 @@ register(
                 "encoder_hidden_states": floats(1, 6, 12),
             },
         ),
+        defaults=DBCacheConfig.reset(Fn_compute_blocks=DefaultInt(4)),
     )
 )

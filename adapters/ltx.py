@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cachedit_cli.registry import BlockList, ModelAdapter, register
+from cachedit_cli.terms.config import DBCacheConfig, DefaultInt
 from cachedit_cli.terms.pattern import ForwardPattern, Streams
 from cachedit_cli.terms.sample import Numbers, Sample, floats
 
@@ -20,6 +21,7 @@ register(
         guidance="one forward, both branches in a batch",
         modality=("video",),
         note="LTXI2VLongMultiPromptPipeline runs window after window, each of which begins anew.",
+        defaults=DBCacheConfig.reset(Fn_compute_blocks=DefaultInt(4)),
     )
 )
 register(

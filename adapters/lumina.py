@@ -7,6 +7,7 @@ not depend on the sample.
 from __future__ import annotations
 
 from cachedit_cli.registry import BlockList, ModelAdapter, register
+from cachedit_cli.terms.config import DBCacheConfig, DefaultInt
 from cachedit_cli.terms.pattern import ForwardPattern
 from cachedit_cli.terms.sample import Numbers, Sample, floats
 
@@ -48,5 +49,6 @@ register(
         lists=(BlockList("layers", ForwardPattern.Pattern_3, "num_layers"),),
         pipelines=("Lumina2Pipeline",),
         guidance="two forwards a step, conditional first; only that after cfg_trunc_ratio",
+        defaults=DBCacheConfig.reset(Fn_compute_blocks=DefaultInt(4)),
     )
 )

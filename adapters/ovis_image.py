@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cachedit_cli.registry import BlockList, ModelAdapter, register
+from cachedit_cli.terms.config import DBCacheConfig, DefaultInt
 from cachedit_cli.terms.pattern import ForwardPattern
 
 register(
@@ -16,5 +17,6 @@ register(
         chain=True,
         pipelines=("OvisImagePipeline",),
         guidance="two forwards a step, conditional first",
+        defaults=DBCacheConfig.reset(Fn_compute_blocks=DefaultInt(4)),
     )
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cachedit_cli.registry import BlockList, ModelAdapter, register
+from cachedit_cli.terms.config import DBCacheConfig, DefaultInt
 from cachedit_cli.terms.pattern import ForwardPattern, Streams
 from cachedit_cli.terms.sample import Sample, floats
 
@@ -19,6 +20,7 @@ register(
             "SanaSprintPipeline",
         ),
         guidance="one forward, both branches in a batch; Sprint: one branch",
+        defaults=DBCacheConfig.reset(Fn_compute_blocks=DefaultInt(2)),
     )
 )
 register(
@@ -32,6 +34,7 @@ register(
         ),
         guidance="one forward, both branches in a batch",
         modality=("video",),
+        defaults=DBCacheConfig.reset(Fn_compute_blocks=DefaultInt(2)),
     )
 )
 register(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cachedit_cli.registry import BlockList, ModelAdapter, register
+from cachedit_cli.terms.config import DBCacheConfig, DefaultInt
 from cachedit_cli.terms.pattern import ForwardPattern
 
 register(
@@ -13,6 +14,7 @@ register(
         pipelines=("StableAudioPipeline",),
         guidance="one forward, both branches in a batch",
         modality=("audio",),
+        defaults=DBCacheConfig.reset(Fn_compute_blocks=DefaultInt(4)),
     )
 )
 register(

@@ -7,6 +7,7 @@ on the sample.
 from __future__ import annotations
 
 from cachedit_cli.registry import BlockList, ModelAdapter, register
+from cachedit_cli.terms.config import DBCacheConfig, DefaultInt
 from cachedit_cli.terms.pattern import Streams
 
 register(
@@ -24,5 +25,6 @@ register(
         ),
         guidance="one forward, both branches in a batch, conditional first; Turbo: one branch",
         note="With cfg_truncation the batch halves in mid run, and the step after that is computed.",
+        defaults=DBCacheConfig.reset(Fn_compute_blocks=DefaultInt(4)),
     )
 )

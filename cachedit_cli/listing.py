@@ -31,8 +31,8 @@ def models_table(word: str | None = None) -> RenderableType:
     table = Table("family", "transformer", "makes", box=None, pad_edge=False)
     recipes = _recipes()
     for adapter in _matching(word):
-        about = [*_lines(adapter), adapter.guidance, *[f"recipe: {name}" for name in recipes.get(adapter.name, ())]]
-        lines = Group(Text(adapter.transformer), *(Padding(line, (0, 0, 0, 2)) for line in about if line))
+        about = [*_lines(adapter), adapter.guidance, *_more(adapter), *_named("recipes", recipes.get(adapter.name, ()))]
+        lines = Group(Text(adapter.transformer), *(Padding(Text(line), (0, 0, 0, 2)) for line in about if line))
         table.add_row(adapter.name, lines, ", ".join(adapter.modality))
     return Group(table, *(Text(f"warning: {problem}") for problem in registry.problems()))
 
@@ -117,6 +117,21 @@ def _matching(word: str | None) -> Sequence[ModelAdapter]:
 def _texts(adapter: ModelAdapter) -> Iterable[str]:
     paths = (entry.path for entry in adapter.lists)
     return (adapter.name, adapter.transformer, *adapter.pipelines, *adapter.modality, *paths, adapter.note)
+
+
+def _more(adapter: ModelAdapter) -> Iterable[str]:
+    """Yield what goes beyond the block lists: settings of its own, functor, the diffusers it needs, its pipelines."""
+    own = adapter.defaults.as_dict().items() if adapter.defaults is not None else ()
+    yield from _named("settings", [f"{key} {value}" for key, value in own if value is not None])
+    if adapter.functor is not None:
+        yield f"functor: {adapter.functor.__name__}"
+    yield f"diffusers: {adapter.needs} or newer"
+    yield from _named("pipelines", adapter.pipelines)
+
+
+def _named(what: str, names: Sequence[str]) -> Iterable[str]:
+    if names:
+        yield f"{what}: {', '.join(names)}"
 
 
 def _lines(adapter: ModelAdapter, quote: str = "") -> list[str]:

@@ -90,7 +90,8 @@ class ModelAdapter:
         guidance: How guidance is computed, in a few words.
         modality: What the model makes.
         needs: The first diffusers version with which the class can be cached, if later than ``OLDEST_DIFFUSERS``.
-        defaults: Settings that suit the family, made with ``DBCacheConfig.reset``.
+        defaults: Settings that suit the family where they differ from the engine's, made with ``DBCacheConfig.reset``;
+            a front as ``DefaultInt`` gives way to models with shorter lists.
         functor: Makes the PatchFunctor that the model needs, if any.
         note: Pitfalls worth knowing.
         sample: A small instance and its inputs, where they cannot be guessed from the class.

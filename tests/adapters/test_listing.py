@@ -30,7 +30,7 @@ def test_the_page_in_docs_is_current() -> None:
     assert (ROOT / "docs/models.md").read_text(encoding="utf-8") == page()
 
 
-def test_the_table_shows_lists_patterns_and_guidance() -> None:
+def test_the_table_shows_all_that_a_user_picks_a_family_by() -> None:
     lines = [" ".join(line.split()) for line in drawn("latte").splitlines()]
     assert lines == [
         "family transformer makes",
@@ -39,6 +39,9 @@ def test_the_table_shows_lists_patterns_and_guidance() -> None:
         "temporal_transformer_blocks pattern 3",
         "decided as pairs, which take turns",
         "one forward, both branches in a batch",
+        "settings: Fn_compute_blocks 4",
+        "diffusers: 0.36 or newer",
+        "pipelines: LattePipeline",
     ]
 
 
