@@ -101,6 +101,8 @@ def prepare(
         shared.append(Override("--prompts", "generate.prompts", parse_prompts(prompts)))
     variants = _variants(sources, varied, shared)
     first = load(sources[0], shared)
+    if isinstance(first.generate.prompts, str):
+        parse_prompts(first.generate.prompts)  # a recipe's own file may set more than prompts, too
     baseline = without_cache(first)
     _check(baseline, variants)
     entries = [Entry("baseline", "baseline", baseline.resolved())]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from . import inputs, pipeline
-from .errors import RunError
+from .errors import InputError, RunError
 from .jobs import Call, Job
 from .recipe import Recipe
 from .resume import Left, everything
@@ -106,6 +106,7 @@ def generate(
     if left.folder is not None and left.record is not None:
         folder, record = RunFolder(left.folder, recipe.name), left.record
         record.resumed.append(list(command))
+        record.cachedit = version
         record.recipe, record.status, record.error, record.finished = recipe.resolved(), "running", None, None
         folder.renumber(left.numbers)
         folder.write(record)
@@ -143,6 +144,7 @@ class _Books:
         self._watcher = watcher
         self._written = 0.0  # when the record was, and how long that took
         self._took = 0.0
+        self._refused = False  # whether the pipeline refused arguments of a call
 
     def carry_out(self, left: Left, crew: Crew) -> None:
         """Have everything drawn that is left."""
@@ -161,7 +163,7 @@ class _Books:
         failures = self._record.failures
         if not self._record.images and len({failure.error for failure in failures}) == 1:
             error, failures[:] = failures[0].error, []
-            raise RunError(error)
+            raise (InputError if self._refused else RunError)(error)
 
     def conclude(self) -> None:
         """Write the record, or remove the folder if there is nothing in it."""
@@ -177,6 +179,7 @@ class _Books:
         self._watcher.opened(environment["device"], environment["dtype"], seconds)
 
     def _fail(self, call: Call, failure: Failure) -> None:
+        self._refused = self._refused or failure.refused
         self._record.failures += [
             Failed(job.prompt, job.seed, failure.error, job.overrides, call.number) for job in call.jobs
         ]

@@ -79,9 +79,10 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a call drew nothing."""
+    """Why a call drew nothing; ``refused`` if what was wrong are arguments that its pictures have of their own."""
 
     error: str
+    refused: bool = False
 
 
 class Broken(RunError):
@@ -136,7 +137,7 @@ class Worker:
         except InputError as error:
             if not call.jobs[0].overrides:
                 raise
-            failure = Failure(str(error))
+            failure = Failure(str(error), refused=True)
         except RunError as error:
             failure = Failure(str(error))
         finally:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cachedit_cli.cli import main
-from cachedit_cli.compare import parse_prompts
+from cachedit_cli.compare import parse_prompts, prepare
 from cachedit_cli.errors import InputError
 from cachedit_cli.jobs import Job, alone, calls, jobs, stems
 from cachedit_cli.prompts_file import COLUMNS, read_prompts
@@ -87,6 +87,12 @@ def test_compare_reads_the_same_files_but_draws_all_prompts_alike(tmp_path: Path
     assert str(caught.value) == (
         f"{file}: sets seed, width of single prompts, but a comparison draws all of them alike; leave that out"
     )
+
+
+def test_compare_refuses_a_recipe_whose_file_sets_more_than_prompts(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("prompt,width\na,8\n")
+    with pytest.raises(InputError, match=r"p\.csv: sets width of single prompts, but a comparison draws all of them"):
+        prepare(["demo"], changes=[f"generate.prompts={tmp_path / 'p.csv'}"])
 
 
 # ----------------------------------------------------------------------------------------------------------- bad input

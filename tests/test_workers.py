@@ -24,7 +24,7 @@ from cachedit_cli.jobs import Call, Job
 from cachedit_cli.local_workers import devices, processes
 from cachedit_cli.recipe import load
 from cachedit_cli.remote import Ended, Gone, Opening, checked
-from cachedit_cli.run import Crew, Outcome, generate, in_process
+from cachedit_cli.run import Crew, Opened, Outcome, Results, Watcher, generate, in_process
 from cachedit_cli.runs import load as load_run
 from cachedit_cli.terms.stats import ContextInfo, Row
 from cachedit_cli.worker import Broken, Drawn, Failure, Order, Worker
@@ -260,6 +260,19 @@ def test_a_gpu_that_an_error_broke_is_left_to_a_new_process(monkeypatch: pytest.
     with pytest.raises(Broken) as caught:
         worker._tidy(Failure("FluxPipeline failed: CUDA error"))
     assert str(caught.value) == ("FluxPipeline failed: CUDA error; cuda:1 cannot be used after that, --resume goes on")
+
+
+def test_what_the_pipeline_refuses_of_every_picture_is_wrong_input_and_leaves_nothing(tmp_path: Path) -> None:
+    def crew(order: Order, todo: Sequence[Call], opened: Opened, watcher: Watcher) -> Results:
+        for call in todo:
+            yield call, Failure("generate: refused", refused=True)
+
+    quiet = Killing(no_one)
+    quiet.failed = lambda *_: None  # type: ignore[method-assign]
+    recipe = load("demo", (f"output.dir={tmp_path}", "generate.num_images=2"))
+    with pytest.raises(InputError, match=r"^generate: refused$"):
+        generate(recipe, command=[], version="0", watcher=quiet, crew=crew)
+    assert list(tmp_path.iterdir()) == []
 
 
 # ----------------------------------------------------------------------------------------------------------- bad input
