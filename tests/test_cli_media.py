@@ -145,6 +145,19 @@ def test_a_picture_is_edited_by_kontext() -> None:
     assert (pixels(next(without.glob("*.png"))) == expected).all()
 
 
+def test_several_pictures_are_edited_into_one(models: Callable[[Callable[[], Any]], Path]) -> None:
+    source = recipe(models(tiny_pipelines.flux2_klein))
+    changes = ["generate.height=64", "generate.width=64", "generate.max_sequence_length=16"]
+    changes += ["generate.extra={text_encoder_out_layers: [1, 2]}", "cache.steps_computation_mask='1010'"]
+    changes.append("cache.steps_computation_policy=static")
+    drawn = []
+    for image in ("picture.png", "[picture.png, mask.png]", "[picture.png, picture.png]"):
+        record, folder = run(*changes, f"generate.image={image}", source=source)
+        assert reused(folder) > 0
+        drawn.append(pixels(folder / record["images"][0]["file"]))
+    assert all((drawn[one] != drawn[other]).any() for one, other in ((0, 1), (0, 2), (1, 2)))
+
+
 def test_a_controlnet_gets_its_picture(models: Callable[[Callable[[], Any]], Path]) -> None:
     model = models(tiny_pipelines.control_flux)
     size = ("generate.height=64", "generate.width=64", "generate.max_sequence_length=16", "cache.type=none")

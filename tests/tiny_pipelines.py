@@ -19,7 +19,7 @@ from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
 from cachedit_cli import demo
 from tests.tiny_models import TINY
 
-__all__ = ["control_flux", "ltx_2", "saved", "stable_audio", "wan", "wan_from_picture"]
+__all__ = ["control_flux", "flux2_klein", "ltx_2", "saved", "stable_audio", "wan", "wan_from_picture"]
 
 _T5 = demo.path() / "text_encoder_2"
 
@@ -166,6 +166,31 @@ def ltx_2() -> Any:
             resnet_dilations=[[1, 3, 5]],
             output_sampling_rate=16000,
         ),
+    )
+
+
+def flux2_klein() -> Any:
+    """Text and pictures to a picture; here the text encoder is a random Qwen3."""
+    tokenizer = _words()["tokenizer"]
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+    layers = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3}
+    return diffusers.Flux2KleinPipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        tokenizer=tokenizer,
+        text_encoder=transformers.Qwen3ForCausalLM(
+            transformers.Qwen3Config(vocab_size=len(tokenizer), **heads, **layers)
+        ),
+        transformer=TINY["flux2"].build(),
+        vae=diffusers.AutoencoderKLFlux2(
+            block_out_channels=(4, 4, 4, 4),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=1,
+            latent_channels=1,
+            norm_num_groups=1,
+        ),
+        is_distilled=True,
     )
 
 
