@@ -64,9 +64,10 @@ def check(settings: Generate) -> None:
     """
     problems = []
     for place, paths in given(settings).items():
+        alone = isinstance(paths, str)
         for path in [paths] if isinstance(paths, str) else paths:
             try:
-                next(_frames(path) if _is_video(place, path) else iter([_picture(path)]))
+                next(_frames(path) if alone and _is_video(place, path) else iter([_picture(path)]))
             except InputError as error:
                 problems.append(f"generate.{place}: {error}")
     if problems:
@@ -138,9 +139,10 @@ def _texts(settings: Generate, parameters: Mapping[str, inspect.Parameter]) -> l
 
 def _missing(pipeline: type[Any], parameters: Mapping[str, inspect.Parameter], known: set[str]) -> list[str]:
     """Return problems with inputs without which the pipeline draws nothing."""
-    found = []
+    found, fields = [], set()
     for field, candidates in _NAMES.items():
         name = next((each for each in candidates if each in parameters), None)
+        fields.add(name)
         if name is None or any(each == name or each.startswith(f"{name}_") for each in known):  # also as latents
             continue
         needed = any(part in pipeline.__name__ for part in _NEEDED.get(field, ()))
@@ -148,6 +150,13 @@ def _missing(pipeline: type[Any], parameters: Mapping[str, inspect.Parameter], k
             works = {"mask": "works under a mask", "video": "works on a video", "control_image": "follows a picture"}
             what = f"{pipeline.__name__} {works.get(field, 'works on a picture')}"
             found.append(f"generate.{field}: missing, and {what} (give the path of a file)")
+    found += [
+        f"generate.inputs.{name}: missing, and {pipeline.__name__} draws nothing without (give the path of a file)"
+        for name, parameter in parameters.items()
+        if parameter.default is inspect.Parameter.empty
+        and any(word in name for word in ("image", "video"))
+        and name not in fields | known
+    ]
     return found
 
 

@@ -178,6 +178,10 @@ def test_a_pipeline_without_the_input_that_it_works_on_is_refused() -> None:
     assert refusal(settings(), diffusers.WanVideoToVideoPipeline) == [
         "generate.video: missing, and WanVideoToVideoPipeline works on a video (give the path of a file)"
     ]
+    assert refusal(settings(image="a.png"), diffusers.WanAnimatePipeline) == [
+        f"generate.inputs.{name}: missing, and WanAnimatePipeline draws nothing without (give the path of a file)"
+        for name in ("pose_video", "face_video")
+    ]
     assert refusal(settings(image="a.png"), diffusers.FluxControlNetImg2ImgPipeline) == [
         "generate.control_image: missing, and FluxControlNetImg2ImgPipeline follows a picture (give the path of a file)"
     ]
