@@ -23,11 +23,12 @@ from torch._dynamo.utils import counters
 from cachedit_cli import generate, opening, pipeline, recipe
 from tests.options.opened import CACHE, NEVER, REUSING, opened, picture, state
 
-options = sys.argv[1:]
-_, plain = opened()
+compiling, *options = sys.argv[1:]
+_, plain = opened(*options)
 wanted = picture(plain.pipe)
-with pipeline.quiet(), generate.caching(recipe.load("demo", [*CACHE, REUSING]), plain):
+with pipeline.quiet(), generate.caching(recipe.load("demo", [*CACHE, *options, REUSING]), plain):
     wanted_cached = picture(plain.pipe)
+options = [compiling, *options]
 _, ready = opened(*options)
 outcome, saved = [torch.equal(picture(ready.pipe), wanted)], []
 before, first = state(ready.pipe), counters["stats"]["unique_graphs"]
@@ -53,7 +54,9 @@ def counted(*options: str) -> dict[str, Any]:
 
 
 def test_compiled_blocks_are_reused_without_recompiling_or_breaking_their_graphs() -> None:
-    facts = counted("model.compile={type: blocks, backend: eager}")
+    """With all that makes a call cheaper together; compiled blocks alone are a test of the engine."""
+    others = ["model.quantize=int8-weights", "model.attention=native", "calibrator={type: taylorseer}"]
+    facts = counted("model.compile={type: blocks, backend: eager}", *others)
     assert facts["first"] > 0
     assert facts == {
         "equal": [True, True, True, True],

@@ -24,11 +24,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("adapters")
 
 
-@pytest.fixture(scope="module")
-def plain() -> Drawn:
-    return with_and_without()
-
-
 def stripes(width: int) -> Image.Image:
     return Image.frombytes("L", (64, 64), bytes(255 * (x // width % 2) for _ in range(64) for x in range(64)))
 

@@ -21,11 +21,6 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return lora(tmp_path_factory.mktemp("loras") / "a.safetensors")
 
 
-@pytest.fixture(scope="module")
-def plain() -> Drawn:
-    return with_and_without()
-
-
 @pytest.mark.parametrize("fuse", ["false", "true"])
 def test_a_lora_changes_the_picture_by_its_scale_and_is_cached_right(file: Path, fuse: str, plain: Drawn) -> None:
     drawn = with_and_without(f"model.lora=[{{id: {file}, scale: 0.7, fuse: {fuse}}}]")

@@ -20,11 +20,6 @@ from tests.options.opened import Drawn, opened, picture, with_and_without
 CAUGHT = pytest.CaptureFixture[str]
 
 
-@pytest.fixture(scope="module")
-def plain() -> Drawn:
-    return with_and_without()
-
-
 def problem(*options: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """Return what is said of options before any weights are loaded."""
     monkeypatch.setattr(opening, "load", lambda *_: pytest.fail("weights are loaded"))

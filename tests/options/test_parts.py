@@ -14,12 +14,6 @@ from cachedit_cli import demo, opening, plan, recipe
 from cachedit_cli.errors import InputError
 from tests.options.opened import Drawn, opened, picture, with_and_without
 
-
-@pytest.fixture(scope="module")
-def plain() -> Drawn:
-    return with_and_without()
-
-
 # --------------------------------------------------------------------------------------------------------- dtypes
 
 

@@ -21,11 +21,6 @@ from tests.options.opened import Drawn, opened, with_and_without
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def plain() -> Drawn:
-    return with_and_without()
-
-
 def weight_of(module: Any) -> str:
     return type(module.weight).__name__
 
