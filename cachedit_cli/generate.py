@@ -184,7 +184,7 @@ def draw(opened: Opened, batch: Sequence[Job], on_step: Callable[[Row], None] | 
         raise
     except Exception as error:
         said = pipeline.first_line(error)
-        if "OutOfMemory" in type(error).__name__:
+        if "OutOfMemory" in type(error).__name__ or "can't allocate memory" in said:  # on the CPU
             small = "try a smaller generate.batch_size, height and width, or another model.dtype"
             raise RunError(f"{name} ran out of memory: {said}; {small}") from error
         frames = traceback.extract_tb(error.__traceback__)

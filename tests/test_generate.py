@@ -229,6 +229,16 @@ def test_a_picture_that_fails_is_recorded_and_the_others_are_drawn(draw: Callabl
     assert (pixels(outcome)[1] == pixels(draw("generate.seed=2", "generate.prompt=cat face"))[0]).all()
 
 
+def test_a_picture_that_memory_has_no_room_for_leaves_room_for_the_others(
+    draw: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    file = tmp_path / "p.csv"
+    file.write_text("prompt,width,height\ncat face,33554432,33554432\nred heart,,\n")
+    record = draw(f"generate.prompts={file}").record
+    assert [image.prompt for image in record.images] == ["red heart"]
+    assert record.failures[0].error.startswith("FluxPipeline ran out of memory: RuntimeError: ")
+
+
 def test_what_every_picture_failed_of_is_an_error_and_leaves_nothing(
     draw: Callable[..., Outcome], tmp_path: Path
 ) -> None:

@@ -240,6 +240,26 @@ def test_an_error_in_one_worker_ends_all_of_them() -> None:
     assert all(hand.closed.is_set() for hand in hands)
 
 
+def test_a_run_that_is_interrupted_ends_its_workers_in_the_midst_of_their_calls() -> None:
+    hands = dict[int, InMemory]()
+
+    def draw(place: int, call: Call) -> Drawn:
+        if call.number:
+            assert hands[place].closed.wait(10)  # as a long call that is cut off
+            raise Gone("killed by SIGKILL")
+        return drawn(call)
+
+    def hire(place: int) -> InMemory:
+        hands[place] = InMemory(place, draw)
+        return hands[place]
+
+    results = spread(hire, 2, CALLS, lambda *_: None)
+    assert next(results) == (CALLS[0], drawn(CALLS[0]))
+    results.close()
+    assert all(hand.closed.is_set() for hand in hands.values())
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("worker ")]
+
+
 @pytest.mark.parametrize(
     ("kind", "error", "text"),
     [("input", InputError, "x"), ("run", RunError, "x"), ("bug", RuntimeError, "in a worker: x"), ("gone", Gone, "x")],
