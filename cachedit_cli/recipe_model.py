@@ -231,7 +231,11 @@ class Generate(Section):
     max_sequence_length: _Count | None = Field(
         default=None, description="Text tokens; unset is the pipeline's default."
     )
-    seed: _Seed = Field(default=0, description="Seed of the first image of each prompt; the next has the next number.")
+    seed: _Seed = Field(
+        default=0,
+        description="Seed of the first image of each prompt; the next has the next number. Each image's noise is drawn "
+        "on the CPU by a generator of its own: a seed is the same noise on every device and in every batch.",
+    )
     seeds: Annotated[list[_Seed], Field(min_length=1), AfterValidator(_differ)] | None = Field(
         default=None, description="The seeds of each prompt's images, instead of `seed` and `num_images`."
     )
