@@ -32,7 +32,7 @@ class ModelFiles:
         folder: Where its files are; None for a hub model that is not in the cache yet.
         pipeline: Class of the pipeline, from ``model_index.json``.
         components: Class of each part that the pipeline loads, by its name.
-        file: The file that the transformer's weights, or all, are in; None for a folder or hub model.
+        file: The file that the transformer's weights are in; None for a folder or hub model.
         base: What ``file`` takes the rest from, as the recipe names it.
     """
 

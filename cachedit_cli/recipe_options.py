@@ -189,12 +189,12 @@ class Model(Section):
     """Which model, and how it is loaded."""
 
     id: _Text = Field(
-        description="Hub id (`owner/name`), local folder of a pipeline, a file of weights with `config`, or `demo`: "
-        "the bundled model."
+        description="Hub id (`owner/name`), local folder of a pipeline, a file of a transformer's weights with "
+        "`config`, or `demo`: the bundled model."
     )
     config: _Text | None = Field(
         default=None,
-        description="Pipeline (hub id, folder or `demo`) that a file of weights belongs to, and takes the rest from.",
+        description="Pipeline (hub id, folder or `demo`) whose transformer a file replaces.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="Number format of the weights; `auto` is bfloat16 on CUDA and float32 elsewhere."

@@ -46,9 +46,21 @@ def trial(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def choose(name: str, transformers: Iterable[Any]) -> None:
-    """Set the kernel of transformers, and of nothing else."""
-    from diffusers.models.attention_dispatch import attention_backend
+    """Set the kernel of transformers, and of nothing else.
+
+    Raises:
+        InputError: A transformer's attention layers would not use it, of which diffusers says nothing.
+    """
+    from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
 
     for transformer in transformers:
         with attention_backend("native"):  # which puts the process's own choice back, as setting one changes that too
             transformer.set_attention_backend(name)
+        chosen = {
+            getattr(getattr(each, "processor", None), "_attention_backend", None) for each in transformer.modules()
+        }
+        if AttentionBackendName(name) not in chosen:
+            raise InputError(
+                f"model.attention: {type(transformer).__name__} calls torch's attention itself and takes no other "
+                "kernel (leave it out)"
+            )

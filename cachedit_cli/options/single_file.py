@@ -1,6 +1,6 @@
-"""A model in one file: the transformer alone, as most are shared, or a whole pipeline.
+"""A transformer in one file, as most are shared; what else the file may hold is not used.
 
-The other parts, and the configuration of those in the file, come from the pipeline that `model.config` names.
+Its configuration and the other parts come from the pipeline that `model.config` names.
 """
 
 from __future__ import annotations
@@ -8,16 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import InputError
-from ..models import ModelFiles, tensor_shapes
+from ..models import ModelFiles
 
 __all__ = ["load"]
 
-# How the names of other parts than the transformer begin in files that hold more than that.
-_OTHERS = ("vae.", "first_stage_model.", "text_encoder", "conditioner.", "cond_stage_model.")
-
 
 def load(files: ModelFiles, pipeline: type[Any], given: dict[str, Any]) -> Any:
-    """Load a pipeline with the transformer, or all parts, from one file.
+    """Load a pipeline with the transformer from one file.
 
     Args:
         files: The file, and the pipeline that it is of.
@@ -30,9 +27,6 @@ def load(files: ModelFiles, pipeline: type[Any], given: dict[str, Any]) -> Any:
     import diffusers
 
     assert files.file is not None
-    names = tensor_shapes(files.file) if files.file.suffix in (".safetensors", ".sft") else {}
-    if any(name.startswith(_OTHERS) for name in names):
-        return pipeline.from_single_file(str(files.file), config=files.source, **given)
     known = files.transformers()
     if len(known) != 1:
         raise InputError(f"model.id: {files.id}: {files.source} has {len(known)} transformers, and a file holds one")

@@ -14,8 +14,10 @@ from diffusers.models.attention_dispatch import AttentionBackendName, _Attention
 from cachedit_cli import opening, plan, recipe
 from cachedit_cli.cli import main
 from cachedit_cli.errors import InputError
+from cachedit_cli.options import attention
 from cachedit_cli.options.names import attention_backends
 from tests.options.opened import Drawn, opened, picture, with_and_without
+from tests.tiny_models import TINY
 
 CAUGHT = pytest.CaptureFixture[str]
 
@@ -156,3 +158,9 @@ def test_each_picture_has_noise_of_its_own_from_the_cpu() -> None:
     _, ready = opened()
     assert torch.equal(picture(ready.pipe, seed=3), picture(ready.pipe, seed=3))
     assert not torch.equal(picture(ready.pipe, seed=3), picture(ready.pipe, seed=4))
+
+
+def test_a_model_that_would_not_use_the_kernel_says_so() -> None:
+    """diffusers takes the name and leaves such layers as they are."""
+    with pytest.raises(InputError, match="SD3Transformer2DModel calls torch's attention itself and takes no other"):
+        attention.choose("_native_math", [TINY["sd3"].build()])
