@@ -63,7 +63,7 @@ class Trial:
         identical: To the baseline's picture; then ``psnr`` is null, which JSON has instead of infinity.
         psnr: Decibels, against the baseline's picture; so are ``ssim`` and ``lpips``.
         computed: Block calls that were made, and ``saved``: that were not; both 0 without caching.
-        forecast_error: Mean of the audited errors of the forecasts.
+        estimate: Of its error, from the audits of its forecasts (``terms.estimate``).
         peak_bytes: Most memory that was held on the device during the call; CUDA only.
         cache_bytes: Most that the cache held.
         frames: Of a video; ``psnr``, ``ssim`` and ``lpips`` are then means over them.
@@ -83,7 +83,7 @@ class Trial:
     lpips: float | None = None
     computed: int = 0
     saved: int = 0
-    forecast_error: float | None = None
+    estimate: float | None = None
     peak_bytes: int | None = None
     cache_bytes: int | None = None
     strips: list[Strip] = field(default_factory=list)
@@ -102,7 +102,7 @@ class Summary:
         calls_saved: Share of the baseline's block calls, 0 to 1, fewer steps included.
         psnr: Of the mean square error over all pictures; None also where ``identical``.
         ssim, lpips: Means.
-        forecast_error: Mean of the pictures' means.
+        estimate: Mean.
         peak_bytes, cache_bytes: The most of any picture.
     """
 
@@ -114,7 +114,7 @@ class Summary:
     psnr: float | None
     ssim: float | None
     lpips: float | None
-    forecast_error: float | None
+    estimate: float | None
     peak_bytes: int | None
     cache_bytes: int | None
 
@@ -168,7 +168,7 @@ class Entry:
             psnr=pooled if math.isfinite(pooled) else None,
             ssim=_of((trial.ssim for trial in trials), mean),
             lpips=_of((trial.lpips for trial in trials), mean),
-            forecast_error=_of((trial.forecast_error for trial in trials), mean),
+            estimate=_of((trial.estimate for trial in trials), mean),
             peak_bytes=_of((trial.peak_bytes for trial in trials), max),
             cache_bytes=_of((trial.cache_bytes for trial in trials), max),
         )

@@ -56,7 +56,7 @@ _COLUMNS = (
     _Column("PSNR", lambda it: psnr_text(it), lambda it: math.inf if it.identical else it.psnr, "most"),
     _Column("SSIM", lambda it: number(it.ssim, 4), lambda it: it.ssim, "most"),
     _Column("LPIPS", lambda it: number(it.lpips, 4), lambda it: it.lpips, "least"),
-    _Column("forecast error", lambda it: number(it.forecast_error), lambda it: it.forecast_error, "least"),
+    _Column("estimate", lambda it: number(it.estimate), lambda it: it.estimate, "least"),
     _Column("peak memory", lambda it: human_bytes(it.peak_bytes), lambda it: it.peak_bytes, "least"),
     _Column("cache", lambda it: human_bytes(it.cache_bytes), lambda it: it.cache_bytes, "least"),
 )

@@ -29,6 +29,7 @@ from .opening import class_for
 from .plan import call_arguments
 from .recipe import Recipe
 from .runs import RunFolder
+from .terms.estimate import estimate
 from .terms.stats import Row, collect
 from .timing import timed
 
@@ -265,7 +266,7 @@ class _Session:
             timings=drawn.timings,
             computed=sum(row.computed for row in rows),
             saved=sum(row.saved for row in rows),
-            forecast_error=_mean([row.audit for row in rows if row.audit is not None]),
+            estimate=estimate(rows).error,
             peak_bytes=drawn.peak_bytes,
             cache_bytes=_held(rows) if rows else None,
             strips=_strips(rows),
@@ -324,10 +325,6 @@ def _apart(first: Sequence[Image], again: Sequence[Image], judge: Judge) -> Dete
         return Determinism(identical=True)
     psnr = judge.frames(again, first).psnr
     return Determinism(False, levels=int(levels.max()), share=float((levels > 0).mean()), psnr=psnr)
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
 
 
 def _held(rows: Sequence[Row]) -> int:

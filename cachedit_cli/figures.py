@@ -196,16 +196,19 @@ def differences(stats: Sequence[ContextStats]) -> Sheet | None:
 
 
 def steps_sheet(branch: BranchStats) -> Sheet:
-    """Return a row per step: what was decided, why, and what was measured."""
-    columns = ["step", "decision", "reason", "difference", "threshold", "audit error", "ms"]
+    """Return a row per step: what was decided, why, what was measured, and what a forecast was or would have been."""
+    columns = ["step", "decision", "reason", "calibrator", "difference", "distance", "audit", "ms"]
     rows = []
     for row in branch.rows:
         pruned = row.decision == "compute" and row.saved > 0
         decision = f"pruned {row.saved} of {row.computed + row.saved}" if pruned else row.decision
-        against = "" if row.diff is None or row.threshold is None else "< " if row.diff < row.threshold else "≥ "
-        measured = [number(row.diff), against + number(row.threshold), number(row.audit), number(row.ms, 1)]
+        diff = number(row.diff)
+        if row.diff is not None and row.threshold is not None:
+            diff += f" {'<' if row.diff < row.threshold else '≥'} {number(row.threshold)}"
+        distance = _NONE if row.distance is None else f"{row.distance:.3g}"
+        measured = [row.calibrator or _NONE, diff, distance, number(row.audit), number(row.ms, 1)]
         rows.append([str(row.step), decision, row.reason, *measured])
-    return Sheet(columns, rows, words=3)
+    return Sheet(columns, rows, words=4)
 
 
 def _branches(stats: Sequence[ContextStats]) -> list[tuple[ContextStats, BranchStats]]:

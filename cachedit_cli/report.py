@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from . import figures
+from .audit_report import errors_by_distance, errors_sheet, estimates_json, judged
 from .figures import headline, human_bytes, mask_strip, strip, why_nothing_cached
 from .terms.mask import bins_of
 from .terms.stats import BranchStats, ContextInfo, ContextStats, Row, collect
@@ -133,9 +134,12 @@ def stats_table(stats: Sequence[ContextStats], details: bool = False) -> Rendera
         differences = figures.differences(stats)
         if differences is not None:
             parts.append(Group(Text(_DIFFERENCES), table(differences)))
-    reason = why_nothing_cached(stats)
+    reason, verdict = why_nothing_cached(stats), judged(stats)
     if reason is not None:
         parts.append(Text(reason, "yellow"))
+    if verdict is not None:
+        warning = [] if verdict.warning is None else [Text(verdict.warning, "bold red")]
+        parts.append(Group(Text(verdict.line, "bold red" if warning else ""), *warning))
     for context in stats if details else ():
         about = _about(context.info) if context.info is not None else []
         parts.append(Group(Text(context.name, "bold"), *(_indented(Text(line)) for line in about)))
@@ -144,6 +148,8 @@ def stats_table(stats: Sequence[ContextStats], details: bool = False) -> Rendera
             legend = _Marks(_LEGEND_PRUNED if figures.PRUNED in marks else _LEGEND)
             parts.append(Group(Text(_branch_line(branch)), _indented(_lines(marks)), _indented(legend)))
             parts.append(_indented(table(figures.steps_sheet(branch))))
+            errors = errors_sheet(branch)
+            parts += [] if errors is None else [_indented(table(errors))]
     return Group(*(part for each in parts for part in (Text(), each)))
 
 
@@ -155,15 +161,20 @@ def stats_markdown(stats: Sequence[ContextStats], details: bool = False) -> str:
         differences = figures.differences(stats)
         if differences is not None:
             parts += [f"## {_DIFFERENCES}", differences.markdown()]
-    reason = why_nothing_cached(stats)
+    reason, verdict = why_nothing_cached(stats), judged(stats)
     if reason is not None:
         parts.append(reason[0].upper() + reason[1:] + ".")
+    if verdict is not None:
+        warning = "" if verdict.warning is None else f"\n**{verdict.warning[0].upper()}{verdict.warning[1:]}.**"
+        parts.append(f"{verdict.line[0].upper()}{verdict.line[1:]}.{warning}")
     for context in stats if details else ():
         parts.append(f"## `{context.name}`")
         if context.info is not None:
             parts.append("\n".join(f"- {line}" for line in _about(context.info)))
         for branch in context.branches:
             parts += [f"### {_branch_line(branch)}", f"`{strip(branch.rows)}`", figures.steps_sheet(branch).markdown()]
+            errors = errors_sheet(branch)
+            parts += [] if errors is None else [errors.markdown()]
     return "\n\n".join(parts) + "\n"
 
 
@@ -183,6 +194,7 @@ def stats_json(stats: Sequence[ContextStats], details: bool = False) -> dict[str
             for context in stats
         ],
         "nothing_cached": why_nothing_cached(stats),
+        "estimates": estimates_json(stats),
     }
 
 
@@ -199,6 +211,7 @@ def _branch_json(branch: BranchStats, details: bool) -> dict[str, Any]:
         "seconds": sum(times) / 1000 if times else None,
         "bytes": _held(branch),
         "strip": strip(branch.rows),
+        "audits": errors_by_distance(branch.rows),
     }
     return facts | ({"rows": [asdict(row) for row in branch.rows]} if details else {})
 

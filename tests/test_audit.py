@@ -108,7 +108,11 @@ def test_blocks_that_choose_their_own_calibrator_are_told_as_the_mean_of_what_ea
 
 @given(
     changes=st.integers(2, 5).flatmap(
-        lambda n: st.lists(st.lists(st.floats(-9, 9), min_size=3, max_size=3), min_size=n, max_size=n)
+        lambda n: st.lists(
+            st.lists(st.integers(-72, 72).map(lambda eighths: eighths / 8), min_size=3, max_size=3),
+            min_size=n,
+            max_size=n,
+        )
     ),
     gaps=st.lists(st.integers(1, 5), min_size=5, max_size=5),
     ahead=st.integers(1, 6),

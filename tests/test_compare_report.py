@@ -54,7 +54,7 @@ def comparison(tmp_path: Path) -> Comparison:
             "variant",
             recipe(type="DBCache", residual_diff_threshold=0.1),
             8,
-            trials=[trial(job, "careful", 0.5, 40.0, forecast_error=0.125, **kept) for job in (0, 1)],
+            trials=[trial(job, "careful", 0.5, 40.0, estimate=0.125, **kept) for job in (0, 1)],
         ),
         Entry(
             "hasty",
@@ -96,11 +96,11 @@ def test_the_table_marks_the_best_of_what_is_complete(comparison: Comparison) ->
     assert (
         drawn(comparison, 120)
         == """\
-variant            seconds    speed-up    calls saved       PSNR      SSIM    forecast error    cache
-baseline              1.00           -          0.0 %          -         -                 -        -
-careful               0.50 *     2.00x *       40.0 % *  40.0 dB *  0.9000 *           0.125  2.0 KiB
-hasty (1 of 2)        0.25       4.00x         40.0 %    20.0 dB    0.9000                 -  2.0 KiB
-5 steps, no cache     0.62       1.60x         37.5 %    30.0 dB    0.8000                 -        -
+variant            seconds    speed-up    calls saved       PSNR      SSIM    estimate    cache
+baseline              1.00           -          0.0 %          -         -           -        -
+careful               0.50 *     2.00x *       40.0 % *  40.0 dB *  0.9000 *     0.125  2.0 KiB
+hasty (1 of 2)        0.25       4.00x         40.0 %    20.0 dB    0.9000           -  2.0 KiB
+5 steps, no cache     0.62       1.60x         37.5 %    30.0 dB    0.8000           -        -
 """
     )
 

@@ -53,16 +53,22 @@ def row(step: int, decision: str, branch: str = "cond", context: str = CHAIN, **
 
 def guided() -> list[ContextStats]:
     """Two branches over four steps."""
-    rows = [
-        row(0, "compute", reason="no-history", threshold=None, ms=30.0, bytes=73728),
-        row(0, "compute", "uncond", reason="no-history", threshold=None, ms=30.0, bytes=73728),
-        row(1, "compute", diff=0.1206, audit=0.0911, ms=29.96, bytes=73728),
-        row(1, "reuse", "uncond", diff=0.0794, ms=2.04),
-        row(2, "reuse", diff=0.0416, ms=2.0),
-        row(2, "compute", "uncond", diff=0.0925, audit=0.25, ms=30.0),
-        row(3, "reuse", diff=0.00004, ms=2.0),
-        row(3, "reuse", "uncond", reason="mask", threshold=None, ms=2.0),
-    ]
+    taylor, rows = (
+        "taylorseer 1",
+        [
+            row(0, "compute", reason="no-history", threshold=None, ms=30.0, bytes=73728),
+            row(0, "compute", "uncond", reason="no-history", threshold=None, ms=30.0, bytes=73728),
+            row(1, "compute", diff=0.1206, audit=0.0911, distance=1.0, ms=29.96, bytes=73728),
+            row(1, "reuse", "uncond", diff=0.0794, distance=1.0, ms=2.04),
+            row(2, "reuse", diff=0.0416, distance=1.0, ms=2.0),
+            row(2, "compute", "uncond", diff=0.0925, audit=0.25, distance=2.0, ms=30.0),
+            row(3, "reuse", diff=0.00004, distance=2.0, ms=2.0),
+            row(3, "reuse", "uncond", reason="mask", threshold=None, distance=1.0, ms=2.0),
+        ],
+    )
+    for each in rows:
+        each.calibrator = taylor if each.distance is not None else None
+        each.audits = {"hold": 0.12, taylor: each.audit} if each.audit is not None else None
     return collect(rows, [INFO])
 
 
@@ -95,7 +101,9 @@ Differences to the last computed step
   branch  cached steps    min    P25    P50    P75    P95    max
 transformer_blocks + single_transformer_blocks
   cond               2  4e-05  0.021  0.042  0.081  0.113  0.121
-  uncond             2  0.079  0.083  0.086  0.089  0.092  0.092"""
+  uncond             2  0.079  0.083  0.086  0.089  0.092  0.092
+
+estimated error 0.11: small differences"""
     )
 
 
@@ -111,7 +119,9 @@ transformer_blocks + single_transformer_blocks
 Differences to the last computed step
   branch  cached steps    min    P25    P50    P75    P95    max
 transformer_blocks + single_transformer_blocks
-  cond               1  0.010  0.133  0.255  0.378  0.475  0.500"""
+  cond               1  0.010  0.133  0.255  0.378  0.475  0.500
+
+estimated error 0.004: hardly to be told from the uncached result"""
     )
 
 
@@ -131,7 +141,9 @@ Differences to the last computed step
 blocks
   0                  0  0.050  0.050  0.050  0.050  0.050  0.050
 single_transformer_blocks
-  0                  1  0.020  0.020  0.020  0.020  0.020  0.020"""
+  0                  1  0.020  0.020  0.020  0.020  0.020  0.020
+
+estimated error 0.009: hardly to be told from the uncached result"""
     )
 
 
@@ -149,7 +161,7 @@ def test_nothing_recorded_is_said_in_a_sentence() -> None:
 def test_details_show_settings_a_strip_and_every_step() -> None:
     text = shown(report.stats_table(guided()[:1], details=True))
     assert (
-        text.split("\n\n", 2)[2]
+        text.split("\n\n", 3)[3]
         == """\
 transformer.transformer_blocks + transformer.single_transformer_blocks
   FluxTransformer2DModel, 18 blocks (FluxTransformerBlock), Pattern_1
@@ -161,21 +173,29 @@ cond: 4 steps, 2 computed, 2 cached; held 72.0 KiB
   ██··
   █ computed  · cached
 
-  step  decision  reason      difference  threshold  audit error    ms
-  0     compute   no-history           -          -            -  30.0
-  1     compute   threshold        0.121    ≥ 0.080        0.091  30.0
-  2     reuse     threshold        0.042    < 0.080            -   2.0
-  3     reuse     threshold        4e-05    < 0.080            -   2.0
+  step  decision  reason      calibrator       difference  distance  audit    ms
+  0     compute   no-history  -                         -         -      -  30.0
+  1     compute   threshold   taylorseer 1  0.121 ≥ 0.080         1  0.091  30.0
+  2     reuse     threshold   taylorseer 1  0.042 < 0.080         1      -   2.0
+  3     reuse     threshold   taylorseer 1  4e-05 < 0.080         2      -   2.0
+
+  audited error at distance      1
+  hold                       0.120
+  taylorseer 1               0.091
 
 uncond: 4 steps, 2 computed, 2 cached; held 72.0 KiB
   █·█·
   █ computed  · cached
 
-  step  decision  reason      difference  threshold  audit error    ms
-  0     compute   no-history           -          -            -  30.0
-  1     reuse     threshold        0.079    < 0.080            -   2.0
-  2     compute   threshold        0.092    ≥ 0.080        0.250  30.0
-  3     reuse     mask                 -          -            -   2.0"""
+  step  decision  reason      calibrator       difference  distance  audit    ms
+  0     compute   no-history  -                         -         -      -  30.0
+  1     reuse     threshold   taylorseer 1  0.079 < 0.080         1      -   2.0
+  2     compute   threshold   taylorseer 1  0.092 ≥ 0.080         2  0.250  30.0
+  3     reuse     mask        taylorseer 1              -         1      -   2.0
+
+  audited error at distance      2
+  hold                       0.120
+  taylorseer 1               0.250"""
     )
 
 
@@ -190,9 +210,9 @@ transformer.blocks
   █▒
   █ computed  · cached  ▒ pruned in part
 
-  step  decision        reason      difference  threshold  audit error  ms
-  0     compute         no-history           -          -            -   -
-  1     pruned 4 of 10  threshold        0.050          -            -   -"""
+  step  decision        reason      calibrator  difference  distance  audit  ms
+  0     compute         no-history  -                    -         -      -   -
+  1     pruned 4 of 10  threshold   -                0.050         -      -   -"""
     )
 
 
@@ -238,6 +258,8 @@ def test_markdown_says_the_same_in_github_tables() -> None:
 | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
 | transformer_blocks + single_transformer_blocks | cond | 2 | 4e-05 | 0.021 | 0.042 | 0.081 | 0.113 | 0.121 |
 |  | uncond | 2 | 0.079 | 0.083 | 0.086 | 0.089 | 0.092 | 0.092 |
+
+Estimated error 0.11: small differences.
 """
     )
 
@@ -253,10 +275,10 @@ def test_markdown_details_follow_for_each_context_and_branch() -> None:
 
 `█▒`
 
-| step | decision | reason | difference | threshold | audit error | ms |
-| --- | --- | --- | ---: | ---: | ---: | ---: |
-| 0 | compute | no-history | - | - | - | - |
-| 1 | pruned 4 of 10 | threshold | 0.050 | - | - | - |
+| step | decision | reason | calibrator | difference | distance | audit | ms |
+| --- | --- | --- | --- | ---: | ---: | ---: | ---: |
+| 0 | compute | no-history | - | - | - | - | - |
+| 1 | pruned 4 of 10 | threshold | - | 0.050 | - | - | - |
 """
     )
     assert "## `" + CHAIN + "`\n\n- FluxTransformer2DModel, 18 blocks" in report.stats_markdown(guided(), details=True)
@@ -268,8 +290,8 @@ def test_every_markdown_table_renders_with_all_its_cells(name: str) -> None:
     tokens = MarkdownIt("commonmark").enable("table").parse(report.stats_markdown(stats, details=True))
     kinds = [token.type for token in tokens]
     assert kinds.count("table_open") == 3
-    assert kinds.count("th_open") == 7 + 9 + 7
-    assert kinds.count("td_open") == 7 + 9 + 2 * 7
+    assert kinds.count("th_open") == 7 + 9 + 8
+    assert kinds.count("td_open") == 7 + 9 + 2 * 8
 
 
 def test_json_holds_every_number_unrounded() -> None:
@@ -291,6 +313,7 @@ def test_json_holds_every_number_unrounded() -> None:
         "seconds": None,
         "bytes": 73728,
         "strip": "█·█·",
+        "audits": {"hold": {2.0: 0.12}, "taylorseer 1": {2.0: 0.25}},
     }
     assert branch["differences"]["max"] == 0.0925
     assert branch["seconds"] == pytest.approx(0.06404)

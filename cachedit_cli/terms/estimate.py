@@ -59,9 +59,6 @@ class Estimate:
 
 def estimate(rows: Iterable[Row], contexts: Iterable[ContextInfo] = ()) -> Estimate:
     """Return the estimate for the rows of one generation."""
-    contexts = list(contexts)
-    if any(info.settings.get("audit") is False for info in contexts):
-        return Estimate(None)
     parts: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         parts.setdefault((row.context, row.branch), []).append(row)
@@ -100,8 +97,9 @@ def _of_branch(rows: Sequence[Row]) -> float | None:
             known = row.audit, row.distance
             total += sum(weight * _scaled(known, reused) for reused, weight in waiting)
             waiting.clear()
+    alone = sum(not row.saved for row in rows) == 1  # then there was nothing to audit, else nobody did
     for row, weight in waiting:
-        error = _scaled(known, row) if known is not None else row.diff
+        error = _scaled(known, row) if known is not None else row.diff if alone else None
         if error is None:
             return None
         total += weight * error
