@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from cachedit_cli.terms.estimate import DAMAGED, Estimate, estimate
 from cachedit_cli.terms.stats import ContextInfo, Row
 
-
 MORE = "with more computed steps, or the policy dynamic"
 
 
