@@ -20,9 +20,9 @@ demo: $(READY) ## draw a picture with the bundled model and recipe, on any machi
 test: $(READY) ## run the tests: no network, no GPU
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-test-oldest: ## run the tests that concern models with the oldest diffusers and transformers that are supported
+test-oldest: ## run the tests of the models with the oldest versions that are supported (torchao of that time warns)
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt \
-	  PYTEST_ARGS="tests/adapters tests/engine tests/test_recipes_models.py tests/test_cli_inspect.py \
+	  PYTEST_ARGS="-W 'ignore:Importing :DeprecationWarning' tests/adapters tests/engine tests/test_recipes_models.py tests/test_cli_inspect.py \
 	  tests/test_cli_models.py tests/test_plugins_cli.py tests/test_detect.py tests/test_api.py tests/test_guidance.py"
 
 lint: $(READY) ## check style, layers and formatting
