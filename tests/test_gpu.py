@@ -23,7 +23,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cachedit_cli import DBCacheConfig, TaylorSeerCalibratorConfig, cached, demo
+from cachedit_cli import AutoCalibratorConfig, DBCacheConfig, TaylorSeerCalibratorConfig, cached, demo
 from cachedit_cli.cli import main
 from cachedit_cli.engine.install import installed
 from cachedit_cli.terms.config import CacheConfig
@@ -214,7 +214,13 @@ def test_compiled_blocks_are_compiled_once_for_computed_and_cached_steps() -> No
 # --------------------------------------------------------------------------------------------------------------- memory
 
 
-def test_what_is_kept_is_given_back_before_the_picture_is_decoded(pipe: Any) -> None:
+@pytest.mark.parametrize(
+    "calibrator",
+    [None, TaylorSeerCalibratorConfig(taylorseer_order=2), AutoCalibratorConfig()],
+    ids=["hold", "taylor", "auto"],
+)
+def test_what_is_kept_is_given_back_before_the_picture_is_decoded(pipe: Any, calibrator: Any) -> None:
+    """Scores that nobody has read yet among it."""
     kept: list[int] = []
 
     def decodes(*_: Any) -> None:
@@ -224,16 +230,17 @@ def test_what_is_kept_is_given_back_before_the_picture_is_decoded(pipe: Any) -> 
 
     handle = pipe.vae.decoder.register_forward_pre_hook(decodes)
     try:
-        with cached(pipe, static(), TaylorSeerCalibratorConfig(taylorseer_order=2)) as cache:
+        with cached(pipe, static(), calibrator) as cache:
             for _ in range(2):  # the first call makes workspaces that stay
-                cache.log.settle()  # whose numbers may still be on the device
                 gc.collect()
                 before = torch.cuda.memory_allocated()
                 pipe("cat face", num_inference_steps=STEPS, output_type="np", **demo.DEFAULTS)
-            cache.log.settle()
             gc.collect()
             assert torch.cuda.memory_allocated() <= before
             assert max(row.bytes for row in cache.log.rows) > 0
+            assert all(
+                row.audit is not None for row in cache.log.generation() if row.reason == "mask" and row.saved == 0
+            )
     finally:
         handle.remove()
     assert kept == [0, 0]
