@@ -79,6 +79,12 @@ class Snapshots:
     def nbytes(self) -> int:
         return sum(tensor.nbytes for kept in self._kept.values() if kept for tensor in kept)
 
+    @property
+    def newest(self) -> Tensor | None:
+        """The last computed change (or state) of the denoised stream."""
+        kept = self._kept.get(self._main)
+        return kept[0] if kept else None
+
     def distance(self, now: float) -> float:
         """Return the steps since the newest snapshot."""
         return now - self._times[0]

@@ -226,6 +226,9 @@ class BlockCache(Runner[BlockContext]):
                 raise ValueError("the states in front of the middle were changed in place")
             with torch.no_grad():
                 now.audit = context.snapshots.learn(self._base, unpack(output, returns), context.k, self.config.audit)
+            if self._log.observer is not None:
+                tick, change = now.tick, context.snapshots.newest
+                self._log.observer(self.unit.name, tick.branch, tick.step, change, context.front)
         except ValueError as error:  # nothing to reuse, so that the next step computes
             tick, context.snapshots = now.tick, self._new_context().snapshots
             self._log.resets.append(Reset(tick.generation, tick.step, self.unit.name, tick.branch, str(error)))

@@ -89,6 +89,9 @@ class DecisionLog:
     rows: list[Row] = field(default_factory=list)
     resets: list[Reset] = field(default_factory=list)
     listener: Callable[[Row], None] | None = None  # told of each row as it happens
+    # Shown what was computed: context, branch, step, the middle's change of the denoised stream, and the front's where
+    # it is compared. The tensors are the cache's own: to be read, and not to be changed.
+    observer: Callable[[str, str, int, Any, Any], None] | None = None
     _pending: list[tuple[Row, Audited | None, Scalar | None]] = field(default_factory=list, repr=False)
 
     def add(self, row: Row, audit: Audited | None = None, ms: Scalar | None = None) -> None:
