@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,19 +18,18 @@ from .compare import not_compared
 from .compare_record import Comparison, Determinism, Entry, Kind, Strip, Trial
 from .compare_report import write_reports
 from .contact_sheet import opened_frames
+from .drawing import Drawn, draw_measured
 from .errors import CacheditError, InputError, RunError
-from .generate import Opened, caching, check_call, draw, environment, open_model
+from .generate import Opened, check_call, environment, open_model
 from .jobs import Job
 from .media import Pictures, Video
 from .metrics import Judge
 from .models import locate
 from .opening import class_for
-from .plan import call_arguments
 from .recipe import Recipe
 from .runs import RunFolder
 from .terms.estimate import estimate
 from .terms.stats import Row, collect
-from .timing import timed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -40,24 +38,8 @@ __all__ = ["carry_out", "make"]
 
 # Arguments that lay the steps out one by one: fewer steps would need others.
 _LAID_OUT = ("sigmas", "timesteps")
-_LAYERS = 1.0  # a second, of pictures with several layers, which are kept as frames
 
 Tell = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class _Drawn:
-    """One picture or video, and what was measured while it was drawn."""
-
-    frames: Sequence[Image]
-    fps: float | None  # None of a picture
-    timings: dict[str, float]
-    rows: list[Row]
-    peak_bytes: int | None
-
-    @property
-    def seconds(self) -> float:
-        return sum(self.timings.values())
 
 
 def make(comparison: Comparison, folder: RunFolder, html: Path, tell: Tell) -> None:
@@ -232,29 +214,12 @@ class _Session:
         self._warm = self._draw(self._comparison.baseline, self._comparison.jobs[0]).frames
         self._begun = True
 
-    def _draw(self, entry: Entry, job: Job) -> _Drawn:
-        import torch
+    def _draw(self, entry: Entry, job: Job) -> Drawn:
+        drawn = draw_measured(self._opened, Recipe.model_validate(entry.recipe), job)
+        entry.steps = drawn.steps
+        return drawn
 
-        recipe = Recipe.model_validate(entry.recipe)
-        arguments = call_arguments(recipe)
-        steps = pipeline.real_steps(type(self._opened.pipe), arguments)
-        entry.steps = steps
-        opened, device = replace(self._opened, arguments=arguments, steps=steps), self._opened.device
-        on_cuda = device.type == "cuda"
-        with caching(recipe, opened) as log:
-            if on_cuda:
-                torch.cuda.reset_peak_memory_stats(device)
-            with timed(opened.pipe, device) as timings:
-                (product,) = draw(opened, [job], None)
-            log.settle()
-        peak = torch.cuda.max_memory_allocated(device) if on_cuda else None
-        if not isinstance(product, (Pictures, Video)):
-            raise InputError(not_compared(f"{type(opened.pipe).__name__} made {product.kind}"))
-        shown = product.frames if isinstance(product, Video) else product.images
-        fps = product.fps if isinstance(product, Video) else None if len(shown) == 1 else _LAYERS
-        return _Drawn([each.convert("RGB") for each in shown], fps, timings, log.rows, peak)
-
-    def _keep(self, entry: Entry, number: int, job: Job, drawn: _Drawn, against: tuple[Trial, float] | None) -> Trial:
+    def _keep(self, entry: Entry, number: int, job: Job, drawn: Drawn, against: tuple[Trial, float] | None) -> Trial:
         """Measure a picture, save it and write everything down; ``against`` is the baseline's, with its seconds now."""
         first, rows = drawn.frames[0], drawn.rows
         trial = Trial(
