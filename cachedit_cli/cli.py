@@ -15,6 +15,7 @@ import typer
 
 from . import __version__
 from .cli_compare import compare
+from .cli_tune import tune
 from .errors import InputError
 from .guard import guarded, results_alone, tell, tracebacks
 from .terms.mask import POLICIES, steps_mask
@@ -230,6 +231,7 @@ def _crew(recipe: Recipe, workers: int | None, ray: str | None) -> Crew:
 
 
 app.command()(compare)
+app.command()(tune)
 
 
 @app.command()

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cachedit_cli import compare_run, demo, generate
+from cachedit_cli import compare_run, demo, drawing, generate
 from cachedit_cli.cli import main
 from cachedit_cli.compare import prepare
 from cachedit_cli.compare_record import Comparison, Entry, read
@@ -95,7 +95,7 @@ def made(
 ) -> Comparison:
     comparison, where = prepared(folder, *vary, seeds=seeds, fewer_steps=fewer_steps)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compare_run, "draw", watched or draw)
+        patch.setattr(drawing, "draw", watched or draw)
         compare_run.make(comparison, where, folder / "report.html", lambda line: None)
     return comparison
 
@@ -235,7 +235,7 @@ def test_an_interrupt_keeps_what_is_finished_and_resume_goes_on_with_the_rest(
 
     again, watched = read(folder), Watched()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compare_run, "draw", watched)
+        patch.setattr(drawing, "draw", watched)
         compare_run.make(again, RunFolder(folder, again.name), folder / "report.html", lambda line: None)
     assert again.status == "done"
     assert [call[:2] for call in watched.calls[:4]] == [("red heart", 3), *[("red heart", 4)] * 2, ("cat face", 3)]
@@ -258,7 +258,7 @@ def test_resuming_what_is_complete_draws_nothing_and_a_lost_picture_again(
             (folder / lost).unlink()
         again, watched = read(folder), Watched()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(compare_run, "draw", watched)
+            patch.setattr(drawing, "draw", watched)
             compare_run.make(again, RunFolder(folder, again.name), folder / "report.html", lambda line: None)
         assert len(watched.calls) == calls  # warm-up, baseline, the variant
         assert again.status == "done"
@@ -368,7 +368,7 @@ def test_an_interrupt_is_130_a_failed_variant_1_and_both_say_how_to_go_on(
             raise next(errors)("out of luck")
 
     for number, (code, end) in enumerate(((130, "interrupted\n"), (1, "goes on\n"))):
-        monkeypatch.setattr(compare_run, "draw", Watched(fail))
+        monkeypatch.setattr(drawing, "draw", Watched(fail))
         assert run(tmp_path / str(number), "--no-fewer-steps")[0] == code
         (folder,) = (tmp_path / str(number)).iterdir()
         err = capsys.readouterr().err
