@@ -31,20 +31,22 @@ class Knowledge:
         self.steps = landscape.steps
         self._landscape = landscape
         self._sensitivity = sensitivity
-        self._found: dict[tuple[str, Objective], dict[int, Schedule]] = {}
+        self._found: dict[tuple[str, Objective, bool], dict[int, Schedule]] = {}
 
-    def schedule(self, computed: int, calibrator: Calibrator, objective: Objective = "sum") -> Schedule:
-        """Return the best schedule with so many computed steps."""
-        key = str(calibrator), objective
+    def schedule(
+        self, computed: int, calibrator: Calibrator, objective: Objective = "sum", felt: bool = False
+    ) -> Schedule:
+        """Return the best schedule with so many computed steps; ``felt`` weighs errors by how much they hurt."""
+        key = str(calibrator), objective, felt
         if key not in self._found:
-            costs = Costs(self._landscape, calibrator, self._sensitivity)
-            self._found[key] = best_schedules(costs, objective)
+            weights = self._sensitivity if felt else [1.0] * self.steps
+            self._found[key] = best_schedules(Costs(self._landscape, calibrator, weights), objective)
         return self._found[key][computed]
 
     def profile(self, settings: dict[str, object]) -> list[float]:
         """Return the error profile for a calibrator, given as a recipe has it."""
         used = next(each for each in CANDIDATES if calibrator_settings(each) == settings)
-        return profile(self._landscape, used, self._sensitivity)
+        return profile(self._landscape, used, [1.0] * self.steps)
 
 
 def learn(studio: Studio) -> Knowledge:
@@ -102,8 +104,8 @@ def _check_twice(studio: Studio, first: Drawn, again: Drawn) -> None:
     psnr = studio.judge.frames(again.frames, first.frames).psnr
     if math.isfinite(psnr):
         studio.tell(
-            f"  the model is not deterministic: the same prompt and seed drew a picture {psnr:.1f} dB away; nothing can "
-            "be told apart better than that"
+            f"  the model is not deterministic: the same prompt and seed drew a picture {psnr:.1f} dB away; nothing "
+            "can be told apart better than that"
         )
 
 
@@ -119,7 +121,9 @@ def _feel(studio: Studio, landscape: Landscape, first: Drawn) -> list[float]:
         mask = [int(not start <= step < start + length) for step in range(steps)]
         drawn = studio.draw(studio.with_settings(schedule_settings(mask)), job)
         psnr = studio.judge.frames(drawn.frames, first.frames).psnr
-        error, expected = 10 ** (-psnr / 10), price(costs, mask)
+        # Errors, not their squares, which weigh the first steps so much that the schedules get worse
+        # (docs/experiments.md).
+        error, expected = 10 ** (-psnr / 20), math.sqrt(price(costs, mask))
         if expected > 0 and error > 0:
             felt.append((start + (length - 1) / 2, error / expected))
         studio.tell(f"  steps {start + 1} to {start + length}: {psnr:.1f} dB")
@@ -141,7 +145,7 @@ def _simulate(studio: Studio, landscape: Landscape) -> None:
     """Say what thresholds would do with the recipe's own warm-up and calibrator, going by what was watched."""
     tuning, steps = studio.tuning, landscape.steps
     config = studio.recipe.cache_config(steps)
-    costs = Costs(landscape, calibrators_for(studio.recipe.calibrator_config())[0], tuning.sensitivity)
+    costs = Costs(landscape, calibrators_for(studio.recipe.calibrator_config())[0], [1.0] * steps)
     for threshold in _THRESHOLDS:
         mask = simulated(landscape, threshold, config.max_warmup_steps if config is not None else 0)
         count, share = sum(mask), tuning.share

@@ -1,7 +1,7 @@
 """Tunes: learns what every schedule would cost, runs the best of them for real, and chooses by what was measured.
 
-For a number of computed steps the best schedule of each calibrator is drawn on pictures that nothing was learned from. A
-search over the number finds the goal; after its first round only the calibrators that did best go on. Shows nothing.
+For a number of computed steps the best schedule of each calibrator is drawn on pictures that nothing was learned from.
+A search over the number finds the goal; after its first round only the calibrators that did best go on. Shows nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import NoReturn
 from . import pipeline
 from .calibrators import CANDIDATES, Calibrator, Hold, TaylorSeer
 from .errors import CacheditError, RunError
+from .schedule import Objective
 from .terms.mask import shaped
 from .tune_learn import Knowledge, learn
 from .tune_record import Trial, Tuning
@@ -109,8 +110,10 @@ class _Search:
         """Try so many computed steps; return what drew best."""
         self._studio.tell(f"{computed} of {self._steps} steps computed:")
         tried = self._rounds[computed] = []
-        for trial in self._trials(computed):
-            tried.append(self._run(trial))
+        for calibrator in self._calibrators:
+            mask, price = self._knowledge.schedule(computed, calibrator)
+            tried.append(self._run(self._trial(f"{computed} steps, {calibrator}", calibrator, mask, price)))
+        tried += [self._run(trial) for trial in self._others(computed, max(tried, key=lambda trial: trial.psnr))]
         best = sorted(tried, key=lambda trial: -trial.psnr)
         if len(self._rounds) == 1:
             good = [trial.settings["calibrator"] for trial in best]
@@ -118,17 +121,16 @@ class _Search:
             self._calibrators = [each for each in CANDIDATES if calibrator_settings(each) in order]
         return best[0]
 
-    def _trials(self, computed: int) -> Iterator[Trial]:
-        """Yield each calibrator's best schedule by the sum of errors, and the best one's by the largest error."""
-        priced = []
-        for calibrator in self._calibrators:
-            schedule = self._knowledge.schedule(computed, calibrator)
-            priced.append((schedule.price, calibrator))
-            yield self._trial(f"{computed} steps, {calibrator}", calibrator, schedule.mask, schedule.price)
-        _, cheapest = min(priced, key=lambda pair: pair[0])
-        other = self._knowledge.schedule(computed, cheapest, "minimax")
-        if other.mask != self._knowledge.schedule(computed, cheapest).mask:
-            yield self._trial(f"{computed} steps, {cheapest}, minimax", cheapest, other.mask, other.price)
+    def _others(self, computed: int, best: Trial) -> Iterator[Trial]:
+        """Yield what else the best calibrator could do: errors weighed by how they hurt, or the least largest error."""
+        calibrator = next(each for each in self._calibrators if f"{computed} steps, {each}" == best.name)
+        masks = {self._knowledge.schedule(computed, calibrator).mask}
+        ways: tuple[tuple[str, Objective, bool], ...] = (("as felt", "sum", True), ("minimax", "minimax", False))
+        for name, objective, felt in ways:
+            mask, price = self._knowledge.schedule(computed, calibrator, objective, felt)
+            if mask not in masks:
+                masks.add(mask)
+                yield self._trial(f"{best.name}, {name}", calibrator, mask, price)
 
     def _trial(self, name: str, calibrator: Calibrator, mask: Sequence[int], price: float | None) -> Trial:
         settings = {"cache": schedule_settings(mask), "calibrator": calibrator_settings(calibrator)}
