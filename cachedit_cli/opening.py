@@ -62,7 +62,7 @@ def check_options(
     if model.lora:
         lora.check(pipeline)
     if model.ip_adapter is not None:
-        ip_adapter.check(pipeline, model.ip_adapter)
+        ip_adapter.check(pipeline, model.ip_adapter, files)
     if model.scheduler is not None:
         scheduling.check(model.scheduler, files.components.get("scheduler"))
     if model.compile is not None:

@@ -160,7 +160,7 @@ class IpAdapter(Section):
     image_encoder: _Text | None = Field(
         default=None,
         description="Hub id or folder of the CLIP vision model that reads the picture, for pipelines that do not bring "
-        "one; without it they take embeddings only.",
+        "one.",
     )
     scale: _Scale = Field(default=1.0, description="How much the picture counts.")
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from ..models import ModelFiles
 from .local import folder_of, weight_file
 
 if TYPE_CHECKING:
@@ -40,12 +41,18 @@ def _source(options: IpAdapter) -> tuple[str, str]:
     return options.id, options.weight_name
 
 
-def check(pipeline: type[Any], options: IpAdapter) -> None:
-    """Refuse pipelines that take none, or bring the encoder of the picture."""
+def check(pipeline: type[Any], options: IpAdapter, files: ModelFiles) -> None:
+    """Refuse pipelines that take none, and an encoder of the picture that is missing or one too many."""
     if not hasattr(pipeline, "load_ip_adapter"):
         raise InputError(f"{_HERE}: {pipeline.__name__} takes none")
-    if options.image_encoder is not None and _ENCODER not in inspect.signature(pipeline.load_ip_adapter).parameters:
+    named = _ENCODER in inspect.signature(pipeline.load_ip_adapter).parameters
+    if options.image_encoder is not None and not named:
         raise InputError(f"{_HERE}.image_encoder: {pipeline.__name__} looks for its own (leave it out)")
+    if options.image_encoder is None and named and files.components and "image_encoder" not in files.components:
+        raise InputError(
+            f"{_HERE}.image_encoder: missing: {files.id} brings no model that reads the picture; name the CLIP vision "
+            "model that the IP-Adapter was trained with"
+        )
 
 
 def load(pipe: Any, options: IpAdapter, dtype: torch.dtype) -> None:

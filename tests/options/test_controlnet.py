@@ -117,6 +117,11 @@ def test_what_does_not_fit_or_is_not_there_is_refused(tmp_path: Path, monkeypatc
     assert refused(f"ip_adapter={{id: {tmp_path}/x.safetensors, image_encoder: ./y}}", monkeypatch) == (
         f"model.ip_adapter.id: {tmp_path}/x.safetensors: no such file or folder"
     )
+    file = adapter_files.ip_adapter(tmp_path / "ip.safetensors")
+    assert refused(f"ip_adapter={{id: {file}}}", monkeypatch) == (
+        "model.ip_adapter.image_encoder: missing: demo brings no model that reads the picture; name the CLIP vision "
+        "model that the IP-Adapter was trained with"
+    )
     assert refused("ip_adapter={id: some/repository}", monkeypatch) == (
         "model.ip_adapter.weight_name: missing: the name of a file in the repository"
     )
