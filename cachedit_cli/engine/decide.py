@@ -68,9 +68,12 @@ def by_rule(config: CacheConfig, mask: Sequence[int] | None, view: View) -> Verd
 
 
 def by_budget(config: CacheConfig, mask: Sequence[int] | None, view: View, verdict: Verdict) -> Verdict:
-    """Let a step be computed that no budget planned only if a later one can be left out for it."""
+    """Let a step be computed that no budget planned only if the next planned one can be left out for it.
+
+    One at a time: a threshold that every step exceeds would else have the whole budget spent at the start.
+    """
     moves = verdict.decision == "compute" and verdict.reason in ("max-cached", "max-continuous", "threshold", "guard")
-    if not moves or mask is None or not config.dial or sum(mask[view.step + 1 :]) > view.ahead:
+    if not moves or mask is None or not config.dial or (view.ahead <= 0 and any(mask[view.step + 1 :])):
         return verdict
     return Verdict("reuse", "budget")
 

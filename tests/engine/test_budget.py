@@ -109,11 +109,10 @@ def test_a_step_that_was_not_planned_takes_the_place_of_the_next_planned_one() -
     assert sum(bits(rows)) == sum(mask)
 
 
-def test_never_more_are_computed_than_can_be_left_out_later() -> None:
-    """A threshold that asks for every step gets them as early as the plan has later ones to give up."""
-    rows = generation(12, budget=4, residual_diff_threshold=0.0, steps_computation_mask="100000000111")
-    assert bits(rows) == [1] * 4 + [0] * 8
-    assert {row.reason for row in rows[4:]} == {"budget"}
+def test_a_threshold_that_every_step_exceeds_moves_each_planned_step_but_spends_none_of_the_later_ones() -> None:
+    rows = generation(14, budget=5, residual_diff_threshold=0.0, steps_computation_mask="11000100010001")
+    assert "".join(map(str, bits(rows))) == "11100010001000"
+    assert {row.reason for row in rows if row.decision == "reuse"} == {"budget"}
 
 
 def test_a_forecast_that_the_guard_refuses_is_held_where_no_step_is_left_to_compute() -> None:
