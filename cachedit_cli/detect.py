@@ -16,7 +16,7 @@ from torch import nn
 from .engine.install import Installation
 from .errors import InputError
 from .terms.block_adapter import BlockAdapter
-from .terms.pattern import ForwardPattern, Streams, as_streams
+from .terms.pattern import ForwardPattern, Streams, as_streams, numbered
 from .trace import Candidate, Trace, Watch, candidates
 
 __all__ = ["Found", "choose", "find_and_admit", "refuse_contradictions"]
@@ -152,10 +152,22 @@ def refuse_contradictions(installation: Installation) -> None:
         ]
 
         def judge(model: nn.Module = model, traces: Sequence[tuple[Trace, Streams]] = tuple(traces)) -> None:
-            problems = [text for trace, streams in traces if (text := trace.contradiction(streams))]
+            problems = [(text, trace) for trace, streams in traces if (text := trace.contradiction(streams))]
             if problems:
                 installation.remove()
-                hint = "`cachedit inspect` shows the pattern that they have"
-                raise InputError("\n".join(f"{_class_name(model)}: {text}; {hint}" for text in problems))
+                lines = (f"{_class_name(model)}: {text}; {_instead(trace)}" for text, trace in problems)
+                raise InputError("\n".join(lines))
 
         installation.undo_with(Watch(model, [trace for trace, _ in traces], judge))
+
+
+def _instead(trace: Trace) -> str:
+    """Return what to say in the place of a pattern that the forward contradicted."""
+    try:
+        streams = trace.streams()
+    except InputError as error:
+        return f"and no other pattern fits: {error}"
+    pattern = numbered(trace.candidate.blocks[0].forward, streams)
+    if pattern is not None:
+        return f"{pattern.name} fits what they return"
+    return f"they hand on {streams}, which no numbered pattern says and `adapter: auto` finds"

@@ -21,7 +21,7 @@ from .guess import guess
 from .miniature import build, real, shrunk, weightless
 from .registry import ModelAdapter
 from .target import Part, class_named, resolve
-from .terms.pattern import ForwardPattern, Streams, as_streams, find_slots
+from .terms.pattern import ForwardPattern, Streams, as_streams, numbered
 from .terms.sample import Sample
 from .trace import Candidate, Trace, Watch, candidates
 
@@ -263,18 +263,9 @@ def _list(
 
 
 def _number(blocks: nn.ModuleList, streams: Streams) -> int | None:
-    """Return the number of the pattern with the same states at the same places, if there is one."""
-    ordered = sorted(enumerate(ForwardPattern), key=lambda each: len(each[1].value.takes) != len(streams.takes))
-    for number, pattern in ordered:
-        try:
-            places = {name: slot.name for name, slot in find_slots(blocks[0].forward, pattern.value).items()}
-            theirs = {name: slot.name for name, slot in find_slots(blocks[0].forward, streams).items()}
-        except InputError:
-            continue
-        same = [places.get(name) for name in pattern.value.returns] == [theirs.get(name) for name in streams.returns]
-        if same and places[pattern.value.main] == theirs[streams.main]:
-            return number
-    return None
+    """Return the number of the pattern by which a recipe can say the same, if there is one."""
+    pattern = numbered(blocks[0].forward, streams)
+    return list(ForwardPattern).index(pattern) if pattern is not None else None
 
 
 def _why(transformer: str, adapter: ModelAdapter | None) -> str:

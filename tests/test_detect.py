@@ -337,45 +337,75 @@ def test_settings_that_do_not_fit_what_was_found_end_the_forward() -> None:
 
 
 @pytest.mark.parametrize(
-    ("true", "said", "message"),
+    ("true", "said", "message", "right"),
     [
         (
             P1,
             P0,
             "Pattern_0 says that blocks return hidden_states as value 1, but they take one of shape (1, 6, 8), and "
             "what they return there is of shape (1, 3, 8)",
+            "Pattern_1",
+        ),
+        (
+            P1,
+            P3,
+            "Pattern_3 says that blocks return hidden_states as value 1, but they take one of shape (1, 6, 8), and "
+            "what they return there is of shape (1, 3, 8)",
+            "Pattern_1",
+        ),
+        (
+            P5,
+            P4,
+            "Pattern_4 says that blocks return hidden_states as value 1, but they take one of shape (1, 6, 8), and "
+            "what they return there is of shape (1, 1, 8)",
+            "Pattern_5",
         ),
         (
             P2,
             P1,
             "Pattern_1 says that blocks return hidden_states as value 2, but they take one of shape (1, 6, 8), and "
             "what they return there is no tensor",
+            "Pattern_2",
         ),
-        (P3, P0, "Pattern_0 says that blocks return 2 values, but they return 1"),
+        (P3, P0, "Pattern_0 says that blocks return 2 values, but they return 1", "Pattern_3"),
         (
             P0,
             P3,
             "Pattern_3 says that blocks return 1 value, but they also return encoder_hidden_states as value 2, "
             "which the next block takes",
+            "Pattern_0",
         ),
     ],
 )
-def test_a_pattern_that_the_first_forward_contradicts_is_refused(
-    true: ForwardPattern, said: ForwardPattern, message: str
+def test_a_pattern_that_the_first_forward_contradicts_is_refused_and_the_right_one_named(
+    true: ForwardPattern, said: ForwardPattern, message: str, right: str
 ) -> None:
     model = TinyTransformer(true)
     wrong = BlockAdapter(transformer=model, blocks=model.blocks, forward_pattern=said)
     with cached(wrong, EAGER), pytest.raises(InputError) as caught:
         run(model, walk(1))
     assert str(caught.value).removeprefix("TinyTransformer: ") == (
-        f"transformer.blocks: {message}; `cachedit inspect` shows the pattern that they have"
+        f"transformer.blocks: {message}; {right} fits what they return"
     )
+    fits = BlockAdapter(transformer=model, blocks=model.blocks, forward_pattern=ForwardPattern[right])
+    with cached(fits, EAGER):
+        run(model, walk(1))
+
+
+def test_named_streams_that_are_contradicted_are_named_in_the_right_order() -> None:
+    model = TinyTransformer(P1)
+    streams = Streams(("hidden_states", "encoder_hidden_states"), ("hidden_states", "encoder_hidden_states"))
+    renamed = Streams(("a", "b"), ("a", "b"))
+    for said, right in ((streams, "Pattern_1"), (renamed, "a, b -> b, a")):
+        wrong = BlockAdapter(transformer=model, blocks=model.blocks, forward_pattern=said)
+        with cached(wrong, EAGER), pytest.raises(InputError, match=f"; {right} fits what they return$"):
+            run(model, walk(1))
 
 
 def test_states_of_one_shape_in_the_other_order_are_told_apart() -> None:
     model = TinyTransformer(P1)
     wrong = BlockAdapter(transformer=model, blocks=model.blocks, forward_pattern=P0)
     with cached(wrong, EAGER):
-        with pytest.raises(InputError, match="hidden_states as value 1, but the next block takes value 2 for it"):
+        with pytest.raises(InputError, match="but the next block takes value 2 for it; Pattern_1 fits"):
             run(model, walk(1), torch.ones(1, 6, 8))
         assert installed(model) is None

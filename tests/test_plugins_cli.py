@@ -118,8 +118,7 @@ def test_blocks_with_a_pattern_that_the_model_contradicts_are_refused(
     assert code == 2
     assert err == (
         "transformer.layers: Pattern_1 says that blocks return hidden_states as value 2, but they take one of shape "
-        "(1, 16, 24), and what they return there is of shape (1, 64, 24); `cachedit inspect` shows the pattern that "
-        "they have\n"
+        "(1, 16, 24), and what they return there is of shape (1, 64, 24); Pattern_0 fits what they return\n"
     )
 
 

@@ -79,20 +79,15 @@ def test_titles_are_the_first_comment_that_is_not_for_editors() -> None:
     assert titles["demo"] == "A picture from the bundled model: the quickest way to see caching at work."
 
 
-def test_loading_takes_no_heavy_import_and_little_time() -> None:
+def test_loading_takes_no_heavy_import() -> None:
     code = (
-        "import sys, time\n"
-        "import pydantic, yaml\n"
-        "start = time.process_time()\n"  # of this process alone, whatever else the machine does
+        "import sys\n"
         "from cachedit_cli.recipe import load\n"
         "load('demo-hybrid'), load('flux1-dev-scm-fast')\n"
-        "print(time.process_time() - start)\n"
-        "print([name for name in ('torch', 'diffusers', 'transformers', 'numpy') if name in sys.modules])\n"
+        "print([name for name in ('torch', 'diffusers', 'transformers', 'numpy', 'rich') if name in sys.modules])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    seconds, modules = done.stdout.splitlines()
-    assert modules == "[]"
-    assert float(seconds) < 0.2
+    assert done.stdout == "[]\n"
 
 
 # --------------------------------------------------------------------------------------------------------------- layers

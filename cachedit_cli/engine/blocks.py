@@ -16,7 +16,7 @@ from ..errors import InputError, RunError
 from ..patches import Call
 from ..snapshots import Apart, Calibration, Snapshots, copied, l1
 from ..terms.config import CacheConfig
-from ..terms.pattern import Slot, pack, unpack
+from ..terms.pattern import Slot, nearest, pack, unpack
 from ..terms.stats import DecisionLog, Reset
 from .decide import Verdict, by_budget, by_difference
 from .runner import Context, Pass, Runner, States, Unit
@@ -154,7 +154,7 @@ class BlockCache(Runner[BlockContext]):
         if self.leader is not None:
             now.verdict = self._shared_verdict(context, self.leader)
         elif self._measures:
-            self._check(now.entry[main], state[main])
+            self._check(now.entry, state[main], output)
             with torch.no_grad():
                 residual = self._sparse(state[main]) - self._sparse(now.entry[main])
                 if now.verdict is None:
@@ -182,15 +182,16 @@ class BlockCache(Runner[BlockContext]):
         stride = self.config.diff_token_stride
         return state if stride == 1 or state.ndim < 2 else state[..., ::stride, :]
 
-    def _check(self, taken: Any, returned: Any) -> None:
+    def _check(self, entry: States, returned: Any, output: Any) -> None:
         """Refuse a pattern by which the blocks would return something else for the denoised stream than they take."""
+        taken = entry[self.unit.streams.main]
         if not isinstance(returned, Tensor) or returned.shape != taken.shape:
             what = f"of shape {tuple(returned.shape)}" if isinstance(returned, Tensor) else "no tensor"
             streams = self.unit.streams
             raise InputError(
                 f"{self.unit.name}: {streams} says that blocks return {streams.main} as value "
                 f"{streams.returns.index(streams.main) + 1}, but they take one of shape {tuple(taken.shape)}, and what "
-                f"they return there is {what}; `cachedit inspect` shows the pattern that they have"
+                f"they return there is {what}; {nearest(streams, entry, output)}"
             )
 
     def _shared_verdict(self, context: BlockContext, leader: Runner[BlockContext]) -> Verdict:

@@ -6,6 +6,7 @@ Knows names and positions; knows neither tensors nor models. Needs no torch.
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -13,7 +14,7 @@ from typing import Any
 
 from ..errors import InputError
 
-__all__ = ["ForwardPattern", "Slot", "Streams", "as_streams", "find_slots", "pack", "unpack"]
+__all__ = ["ForwardPattern", "Slot", "Streams", "as_streams", "find_slots", "nearest", "numbered", "pack", "unpack"]
 
 _H, _E = "hidden_states", "encoder_hidden_states"
 
@@ -104,6 +105,48 @@ def find_slots(forward: Callable[..., Any], streams: Streams) -> dict[str, Slot]
         if stream in streams.returns:
             slots[stream] = slot
     return slots
+
+
+def numbered(forward: Callable[..., Any], streams: Streams) -> ForwardPattern | None:
+    """Return the pattern that has the same states at the same places of a block's forward; None if none has."""
+    for pattern in sorted(ForwardPattern, key=lambda each: len(each.value.takes) != len(streams.takes)):
+        try:
+            places = {name: slot.name for name, slot in find_slots(forward, pattern.value).items()}
+            theirs = {name: slot.name for name, slot in find_slots(forward, streams).items()}
+        except InputError:
+            continue
+        same = [places.get(name) for name in pattern.value.returns] == [theirs.get(name) for name in streams.returns]
+        if same and places[pattern.value.main] == theirs[streams.main]:
+            return pattern
+    return None
+
+
+def nearest(said: Streams, taken: Mapping[str, Any], output: Any) -> str:
+    """Return what to do about a pattern that what a block returned contradicts: which one has the shapes that it took.
+
+    Args:
+        said: The pattern that somebody named.
+        taken: What the block took for the streams that it carries.
+        output: What it returned.
+    """
+    values = output if isinstance(output, (tuple, list)) else (output,)
+    if said in [pattern.value for pattern in ForwardPattern]:
+        alone = len(said.takes) == 1 < len(said.returns)
+        others = [
+            each.value for each in ForwardPattern if (len(each.value.takes) == 1 < len(each.value.returns)) == alone
+        ]
+    else:
+        others = [Streams(said.takes, order) for order in itertools.permutations(said.carried)]
+    for other in others:
+        pairs = list(zip(other.returns, values, strict=False))
+        if len(other.returns) == len(values) and all(_alike(taken.get(name), value) for name, value in pairs):
+            return f"{other} fits what they return"
+    return "`cachedit inspect` shows the pattern that they have"
+
+
+def _alike(taken: Any, returned: Any) -> bool:
+    shape = getattr(returned, "shape", None)
+    return shape is not None and (taken is None or taken.shape == shape)
 
 
 def unpack(output: Any, names: Sequence[str]) -> dict[str, Any]:
