@@ -367,7 +367,7 @@ def test_settings_that_do_not_fit_what_was_found_end_the_forward() -> None:
             "what they return there is no tensor",
             "Pattern_2",
         ),
-        (P3, P0, "Pattern_0 says that blocks return 2 values, but they return 1", "Pattern_3"),
+        (P3, P0, "Pattern_0 says that blocks return 2 values, but they return 1", "Pattern_2"),
         (
             P0,
             P3,

@@ -50,13 +50,13 @@ class Pixels(nn.Module):
         self.latents_mean, self.latents_std = torch.zeros(channels), torch.ones(channels)
         self.bn = SimpleNamespace(running_mean=torch.zeros(4 * channels), running_var=torch.ones(4 * channels))
 
-    def encode(self, images: Tensor) -> Any:
+    def encode(self, images: Tensor, return_dict: bool = True) -> Any:
         frames = images.unsqueeze(2) if images.ndim == 4 else images
         small = nn.functional.avg_pool3d(frames[:, :, ::4].mean(1, keepdim=True), (1, 8, 8))
         latents = small.expand(-1, self.config.z_dim, -1, -1, -1)
         latents = latents.squeeze(2) if images.ndim == 4 else latents
         certain = SimpleNamespace(sample=lambda generator=None: latents, mode=lambda: latents)
-        return SimpleNamespace(latents=latents, latent=latents, latent_dist=certain)
+        return SimpleNamespace(latents=latents, latent=latents, latent_dist=certain) if return_dict else (certain,)
 
     def decode(self, latents: Tensor, return_dict: bool = True) -> tuple[Tensor]:
         frames = latents.mean(1, keepdim=True).repeat_interleave(4, dim=2)[:, :, 3:]

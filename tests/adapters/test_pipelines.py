@@ -18,6 +18,7 @@ from cachedit_cli.terms.config import DBCacheConfig
 from tests.adapters.brute_force import Hold, counted, distance, identical, units
 from tests.adapters.pipelines import BUILDERS, anyflow_far
 from tests.adapters.pipelines_more import MORE
+from tests.adapters.pipelines_new import NEW
 from tests.tiny_models import tensors
 from tests.tiny_models.parts import installed, numbers
 
@@ -43,6 +44,11 @@ Strips = dict[tuple[str, str], str]
 #: What each branch of a transformer does at each step: computes (C), reuses (·), or is not called. In the order of the
 #: forwards, and one entry for each loop where a pipeline has several.
 EXPECTED: dict[str, Strips | list[Strips]] = {
+    "ace_step": ONE,
+    "ace_step_guided_for_a_part": {  # the batch is twice as large for two steps
+        ("transformer", "0"): "C··  ·",
+        ("transformer", "1"): "   C· ",
+    },
     "allegro": ONE,
     "anyflow": {("transformer", "0"): "CC····"},  # the first step has no guidance, and half the batch
     "auraflow": ONE,
@@ -57,7 +63,9 @@ EXPECTED: dict[str, Strips | list[Strips]] = {
     "cogvideox": BOTH,
     "cogview3_plus": ONE,
     "cogview4": NAMED,
+    "consisid": ONE,
     "cosmos": TWO,
+    "cosmos3": NAMED,
     "dit": ONE,
     "easyanimate": ONE,
     "ernie_image": ONE,
@@ -83,9 +91,12 @@ EXPECTED: dict[str, Strips | list[Strips]] = {
     "ideogram4": {("transformer", "0"): "C·····", ("unconditional_transformer", "0"): "C·····"},
     "joyimage_edit": TWO,
     "kandinsky5": TWO,
+    "kandinsky6": NAMED,
+    "kandinsky6_sr": [ONE, ONE],
     "kandinsky_prior": {("prior", "0"): "C·····"},
     "krea2": TWO,
     "latte": ONE,
+    "longcat_audio": TWO,
     "longcat_image": NAMED,
     "ltx2": {("transformer", "cond_uncond"): "C·····"}
     | {("transformer", f"uncond_{each}"): "C·····" for each in ("stg", "modality")},
@@ -95,21 +106,29 @@ EXPECTED: dict[str, Strips | list[Strips]] = {
     "mochi": BOTH,
     "motif_video": GUIDER,
     "nucleus": TWO,
+    "omnigen": ONE,
     "ovis_image": NAMED,
     "pixart": ONE,
     "prx": ONE,
     "qwen_image": NAMED,
+    "qwen_image_21": NAMED,
+    "qwen_image_21_with_its_kv_cache": {  # fewer tokens from the second step on
+        ("transformer", "cond"): "CC····",
+        ("transformer", "uncond"): "CC····",
+    },
     "qwen_image_controlnet": NAMED,
     "qwen_image_without_guidance": {("transformer", "cond"): "C·····"},
     "sana": ONE,
     "sana_controlnet": ONE,
     "sana_video": ONE,
+    "sana_wm": ONE,
     "sd3": ONE,
     "sd3_controlnet": ONE,
     "sd3_skip_layers": {("transformer", "0"): "C·····", ("transformer", "1"): " C··· "},
     "shap_e": {("prior", "0"): "C··········"},
     "skyreels_v2": TWO if OLDEST else NAMED,
     "stable_audio": ONE,
+    "stable_audio_3": ONE,
     "wan_22": {
         ("transformer", "cond"): "C··   ",
         ("transformer", "uncond"): "C··   ",
@@ -197,7 +216,7 @@ def strips_of(rows: Any, context: str, steps: int = STEPS) -> Strips:
 @pytest.mark.parametrize("name", EXPECTED)
 def test_a_pipeline_is_followed_and_draws_what_brute_force_draws(name: str) -> None:
     expected = loops(name)
-    pipe, call = (BUILDERS | MORE)[name]()
+    pipe, call = (BUILDERS | MORE | NEW)[name]()
     plain = run(pipe, call)
     with cached(pipe, settings(0.0)):
         assert identical(run(pipe, call), plain)
