@@ -22,10 +22,20 @@ __all__ = ["thresholds", "trials", "tuned_recipe", "write_recipe"]
 _WIDTH = 118  # of a comment's line
 
 
-def trials(tuning: Tuning) -> Sheet:
-    """Return what was run for real, the chosen one first and marked."""
+def trials(tuning: Tuning, brief: bool = False) -> Sheet:
+    """Return what was run for real, the chosen one first and marked.
+
+    ``brief`` leaves out, of other numbers of computed steps, all but the best picture.
+    """
     choice = tuning.choice
     rows = [choice, *(trial for trial in tuning.trials if trial is not choice)] if choice else tuning.trials
+    if brief and choice is not None:
+        best: dict[int, Trial] = {}
+        for trial in tuning.schedules:
+            count = round(trial.computed)
+            best[count] = max(best.get(count, trial), trial, key=lambda each: each.psnr)
+        same = [trial for trial in rows if trial.kind == "rival" or round(trial.computed) == round(choice.computed)]
+        rows = [*same, *(trial for _, trial in sorted(best.items()) if trial not in same)]
     return Sheet(
         ["", "computed", "PSNR", "SSIM", "speed-up", "calls saved"],
         [_row(trial, trial is choice) for trial in rows],
@@ -75,7 +85,7 @@ def tuned_recipe(tuning: Tuning, choice: Trial, folder: str, name: str, profile:
         "",
         f"Made by `{' '.join(tuning.command)}`, with {_versions(tuning)}.",
         "",
-        *_aligned(trials(tuning)),
+        *_aligned(trials(tuning, brief=True)),
         "",
         f"Measured on {len(tuning.checked)} pictures that it was not tuned on (seeds {tuning.checked[0].seed} to "
         f"{tuning.checked[-1].seed}): {_prompts([job.prompt for job in tuning.checked])}.",

@@ -16,6 +16,7 @@ from typing import NoReturn
 from . import pipeline
 from .calibrators import CANDIDATES, Calibrator, Hold, TaylorSeer
 from .errors import CacheditError, RunError
+from .recipe import Recipe
 from .schedule import Objective
 from .terms.mask import shaped
 from .tune_learn import Knowledge, learn
@@ -81,7 +82,10 @@ class _Search:
         Raises:
             RunError: It cannot be reached; says what the best was.
         """
-        self._choose(self._by_speed() if self._goal.metric == "speedup" else self._by_quality())
+        choice = self._by_speed() if self._goal.metric == "speedup" else self._by_quality()
+        self._choose(choice)
+        self._studio.tell("the choice and no caching in turns, for the time:")
+        self._studio.time(choice, self._with(choice))
         self._rivals()
 
     def settle(self) -> None:
@@ -98,9 +102,11 @@ class _Search:
         slack = _SLACK if self._goal.metric == "speedup" else 1.0
         return trial.value(self._goal) >= self._goal.value * slack
 
+    def _with(self, trial: Trial) -> Recipe:
+        return self._studio.with_settings(trial.settings["cache"], trial.settings["calibrator"])
+
     def _run(self, trial: Trial) -> Trial:
-        settings = trial.settings
-        self._studio.run(trial, self._studio.with_settings(settings["cache"], settings["calibrator"]))
+        self._studio.run(trial, self._with(trial))
         self._tuning.write(self._folder)
         return trial
 
