@@ -18,7 +18,7 @@ demo: $(READY) ## draw a picture with the bundled model and recipe, on any machi
 	$(BIN)/cachedit run demo
 
 test: $(READY) ## run the tests: no network, no GPU
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
 test-oldest: ## run the tests of the models with the oldest versions that are supported (torchao of that time warns)
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt \
