@@ -325,7 +325,8 @@ def _cache_bytes(recipe: Recipe, files: ModelFiles, units: Sequence[_Unit], argu
             computed = {*range(config.Fn_compute_blocks), *range(count - config.Bn_compute_blocks, count)}
             tokens += (count - len(computed.union(config.non_prune_block_ids))) * (snapshots + image)
         else:
-            compared = config.Fn_compute_blocks > 0 and 0 < config.residual_diff_threshold < 1
+            static = config.planned and config.steps_computation_policy == "static"
+            compared = config.Fn_compute_blocks > 0 and not static and 0 < config.residual_diff_threshold < 1
             tokens += snapshots + image * compared
     guided = (arguments.get("true_cfg_scale") or 0) > 1 and arguments.get("negative_prompt") is not None
     half = recipe.model.dtype in ("bfloat16", "float16")

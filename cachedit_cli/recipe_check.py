@@ -29,6 +29,8 @@ MAPPING = "a mapping (lines `key: value`)"
 _EITHER: dict[str, tuple[tuple[set[str], set[str]], ...]] = {
     "": (({"adapter"}, {"blocks"}),),
     "generate": (({"prompt"}, {"prompts"}), ({"seed", "num_images"}, {"seeds"})),
+    "cache": (({"budget"}, {"speedup"}),),
+    "params": (({"budget"}, {"speedup"}),),
     "steps_computation_mask": (({"policy"}, {"compute_bins", "cache_bins"}),),
 }
 # Arguments of the pipeline's call that do not belong in `extra`, and where they are given instead.

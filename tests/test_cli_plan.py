@@ -52,6 +52,8 @@ def test_the_demos_plan_tells_model_adapter_blocks_and_settings() -> None:
     [
         ((), "demo"),
         (("calibrator={type: taylorseer, taylorseer_order: 2}",), "demo"),
+        (("calibrator={type: auto}", "cache.budget=4"), "demo"),
+        (("cache.steps_computation_mask=ultra", "cache.steps_computation_policy=static"), "demo"),
         (("generate.true_cfg_scale=3", "generate.negative_prompt=dog"), "demo"),
         (("generate.batch_size=2", "generate.num_images=2"), "demo"),
         (("model.dtype=bfloat16",), "demo"),

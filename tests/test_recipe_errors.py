@@ -328,3 +328,13 @@ def test_long_and_unprintable_text_does_not_spoil_the_message() -> None:
     said = message(HEAD + f'"\\e[31m\\n": 1\noutput: {{format: {"x" * 10**5}}}\nname: {"x" * 10**5}\n')
     assert said.splitlines()[0].startswith("r.yaml:4:1: '\\x1b[31m\\n': unknown key")
     assert all(len(line) < 700 and line.isprintable() for line in said.splitlines())
+
+
+def test_a_budget_and_a_speedup_exclude_each_other_and_a_layers_choice_replaces_the_one_below() -> None:
+    assert message(HEAD + "cache:\n  budget: 4\n  speedup: 2.0\n") == (
+        "r.yaml:6:3: cache.speedup: cannot be combined with budget (keep one of them)"
+    )
+    Path("r.yaml").write_text(HEAD + "cache:\n  budget: 4\n")
+    config = load("r.yaml", ["cache.speedup=2"]).cache_config(28)
+    assert config is not None
+    assert (config.budget, config.speedup) == (None, 2)

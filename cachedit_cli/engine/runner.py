@@ -147,7 +147,7 @@ class Runner(ABC, Generic[ContextT]):
     def missed(self, tick: Tick) -> None:
         """Count a forward that ran before the blocks were wrapped: it computed all of them, and nothing was learned."""
         context = self._contexts[(tick.branch, 0)] = self._new_context()
-        context.k = 1
+        context.k = context.planned = 1
         row = Row(tick.generation, tick.step, self.unit.name, tick.branch, "compute", "no-history")
         row.computed = self.unit.count
         self._log.add(row)

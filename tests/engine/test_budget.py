@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from cachedit_cli import cached
 from cachedit_cli.engine.install import Installation, install
 from cachedit_cli.errors import InputError
 from cachedit_cli.terms.block_adapter import BlockAdapter
@@ -298,3 +299,14 @@ def test_a_budget_also_holds_where_forwards_are_counted() -> None:
         for sample in walk(12):
             model(sample, None, context())
     assert [sum(bits([row for row in cache.log.rows if row.generation == number])) for number in (0, 1)] == [3, 3]
+
+
+def test_lists_that_the_first_forward_finds_keep_to_the_budget() -> None:
+    """That forward computed everything, as the plan of every budget begins."""
+    model = TinyTransformer(ForwardPattern.Pattern_3)
+    data = BlockAdapter(transformer=model, auto=True)
+    config = DBCacheConfig(Fn_compute_blocks=1, num_inference_steps=10, budget=4, steps_computation_policy="static")
+    with cached(data, config) as cache:
+        for _ in range(2):
+            run(model, walk(10))
+            assert sum(bits(cache.log.generation())) == 4
