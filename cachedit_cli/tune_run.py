@@ -114,7 +114,9 @@ class _Search:
 
     def _round(self, computed: int) -> Trial:
         """Try so many computed steps; return what drew best."""
-        self._studio.tell(f"{computed} of {self._steps} steps computed:")
+        trials = len(self._calibrators) + 2  # with the two others, at most
+        left = self._studio.seconds_left(trials)
+        self._studio.tell(f"{computed} of {self._steps} steps computed (this round takes about {left:.0f} s):")
         tried = self._rounds[computed] = []
         for calibrator in self._calibrators:
             mask, price = self._knowledge.schedule(computed, calibrator)
@@ -219,6 +221,7 @@ class _Search:
         for calibrator in (Hold(), TaylorSeer(1)):
             mask = shaped(None, self._steps, computed)
             self._run(self._trial(f"a policy's shape, {calibrator}", calibrator, mask, None))
+        self._threshold(computed)
         if self._studio.counts_steps:
             plain = self._studio.plain
             settings = plain.generate.model_copy(update={"num_inference_steps": computed})
@@ -226,6 +229,17 @@ class _Search:
             self._studio.run(trial, plain.model_copy(update={"generate": settings}))
             trial.calls_saved = 1 - computed / self._steps
             self._tuning.write(self._folder)
+
+    def _threshold(self, computed: int) -> None:
+        """Run the threshold that was simulated to compute about as many steps, with the recipe's own settings."""
+        nearest = min(self._tuning.thresholds, key=lambda each: abs(each.computed - computed), default=None)
+        if nearest is None:
+            return
+        cache = {"residual_diff_threshold": nearest.threshold, "steps_computation_mask": None}
+        calibrator = self._tuning.recipe.get("calibrator") or {"type": "hold"}
+        name = f"threshold {nearest.threshold:g}, the recipe's calibrator"
+        trial = Trial(name, "rival", {"cache": cache, "calibrator": calibrator}, nearest.computed, self._steps)
+        self._run(trial)
 
 
 def _asked(trial: Trial) -> int:

@@ -61,6 +61,11 @@ class Studio:
         merged = {**settings.get("cache", {}), "budget": None, "speedup": None, **cache}
         return Recipe.model_validate({**settings, "cache": merged, "calibrator": dict(calibrator or {"type": "hold"})})
 
+    def seconds_left(self, trials: int) -> float:
+        """Return about how long so many trials take, going by the pictures without caching."""
+        each = sum(drawn.seconds for drawn in self.references) / max(len(self.references), 1)
+        return trials * len(self.references) * each / 2  # reusing halves it, or more
+
     def refer(self) -> None:
         """Draw the pictures that decide without caching."""
         self.tell(f"drawing {len(self.tuning.checked)} other pictures without caching, to decide by:")
