@@ -253,6 +253,7 @@ _CAUSES = (
     ("guard", "no forecast was sound enough; choose the calibrator hold"),
     ("max-continuous", "cache.max_continuous_cached_steps is 0; raise it, -1 is no limit"),
     ("max-cached", "cache.max_cached_steps is 0; raise it, -1 is no limit"),
+    ("budget", "the budget, or what the speed-up allows, is every step; lower cache.budget or raise cache.speedup"),
     ("mask", "the steps mask computes every step that is no warm-up; choose a faster policy or more cached steps"),
     ("warmup", "every step was a warm-up step; lower cache.max_warmup_steps or take more steps"),
     ("no-middle", "no block lies between front and back; lower cache.Fn_compute_blocks or cache.Bn_compute_blocks"),

@@ -65,7 +65,8 @@ output: here
         "r.yaml:14:10: cache.audit: 'yes' is not true or false (write true)",
         "r.yaml:15:22: cache.cfg_compute_first: 1 is not true or false",
         "r.yaml:16:1: calibrator.type: missing: `hold` repeats the last computed change, "
-        "`taylorseer` continues the last few as a Taylor series.",
+        "`taylorseer` continues the last few as a Taylor series, `auto` takes whichever was best so far at that "
+        "distance.",
         "r.yaml:16:32: calibrator.taylorseer_order: 7 is not a whole number from 1 to 4",
         "r.yaml:18:12: generate.prompts: is empty (give at least one, or leave the key out)",
         "r.yaml:19:9: generate.seed: -1 is too small (at least 0)",
@@ -125,8 +126,8 @@ def test_a_file_that_is_no_recipe_at_all(content: str | bytes, expected: str) ->
         (HEAD.replace("1", "1.0"), "r.yaml:1:10: version: 1.0 is not a whole number"),
         (
             HEAD.replace("{id: demo}", "{}"),
-            "r.yaml:2:1: model.id: missing: Hub id (`owner/name`), local folder of a pipeline, "
-            "or `demo`: the bundled model.",
+            "r.yaml:2:1: model.id: missing: Hub id (`owner/name`), local folder of a pipeline, a file of a "
+            "transformer's weights with `config`, or `demo`: the bundled model.",
         ),
         (HEAD.replace("{id: demo}", "demo"), "r.yaml:2:8: model: 'demo' is not a mapping (lines `key: value`)"),
         (

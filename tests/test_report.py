@@ -388,6 +388,11 @@ def test_a_threshold_that_no_row_carries_is_taken_from_the_settings() -> None:
             "the steps mask computes every step that is no warm-up; choose a faster policy or more cached steps",
         ),
         (
+            computing("no-history", "budget", "budget"),
+            {},
+            "the budget, or what the speed-up allows, is every step; lower cache.budget or raise cache.speedup",
+        ),
+        (
             computing("no-history", "warmup", "max-cached"),
             {},
             "cache.max_cached_steps is 0; raise it, -1 is no limit",
