@@ -198,7 +198,7 @@ def test_each_variant_is_timed_against_the_baseline_of_its_own_round(tmp_path: P
             self._seconds["denoise"] = next(ticks)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compare_run, "timed", Clocked)
+        patch.setattr(drawing, "timed", Clocked)
         comparison = made(tmp_path / "a", "cache.residual_diff_threshold=0.6", fewer_steps=False, seeds="3")
     trials = comparison.entries[1].trials
     assert [(trial.seconds, trial.baseline_seconds) for trial in trials] == [(0.5, 1.0), (1.5, 3.0)]
