@@ -1,51 +1,94 @@
-"""A modular pipeline, whose loop is made of blocks and announces nothing: branches and steps are told all the same."""
+"""Modular pipelines, whose loops are made of blocks and announce nothing: branches and steps are told all the same."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import diffusers
 import pytest
 import torch
 from torch import Tensor
 
 from cachedit_cli.api import cached
-from tests.adapters.pipelines import of, scheduler
-from tests.adapters.test_pipelines import OLDEST, STEPS, settings, strips_of
-from tests.tiny_models import TINY
+from tests.adapters.brute_force import counted, identical, units
+from tests.adapters.modular import MODULAR
+from tests.adapters.test_pipelines import OLDEST, STEPS, Strips, _adapter, settings, strips_of
+from tests.tiny_models import tensors
+
+pytestmark = [
+    pytest.mark.skipif(OLDEST, reason="the guider of modular pipelines came into use after diffusers 0.36"),
+    pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile"),
+]
+
+ONE = {("transformer", "0"): "C·····"}
+TWO = ONE | {("transformer", "1"): "C·····"}
+PART = ONE | {("transformer", "1"): "C··   "}
+
+#: As in ``test_pipelines``: what each branch does at each step, an entry for each loop.
+EXPECTED: dict[str, list[Strips]] = {
+    "flux3": [PART],
+    "minimax_h3": [{("transformer", "0"): "C···· "}],  # its scheduler makes one step less
+    "minimax_music3": [TWO, TWO],
+    "qwen_image": [PART],
+    "wan_animate_2": [
+        {  # first the forward that fills the KV cache
+            ("transformer", "0"): "C     ",
+            ("transformer", "1"): "C·····",
+            ("transformer", "2"): "C·····",
+        }
+    ]
+    * 2,
+}
 
 
-@pytest.mark.skipif(OLDEST, reason="the guider of modular pipelines came into use after diffusers 0.36")
-def test_a_modular_pipeline_with_a_guider_for_a_part_of_the_steps_is_followed() -> None:
-    from diffusers.modular_pipelines import QwenImageAutoBlocks
+@pytest.fixture
+def _attention_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wan Animate 2 compiles its mask and its attention in every forward, which takes seconds."""
+    from torch.nn.attention import flex_attention
 
-    blocks = QwenImageAutoBlocks()
-    for name in set(blocks.sub_blocks) - {"denoise"}:  # neither a text encoder nor a VAE
-        blocks.sub_blocks.pop(name)
-    pipe = blocks.init_pipeline()
-    guider = diffusers.ClassifierFreeGuidance(guidance_scale=3.0, stop=0.6)
-    parts = {"transformer": TINY["qwen_image"].build(), "scheduler": scheduler(use_dynamic_shifting=True)}
-    pipe.update_components(guider=guider, **parts)
-    call: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": STEPS, "output": "latents"}
-    for prefix, branch, length in (("", "cond", 8), ("negative_", "uncond", 5)):
-        call[f"{prefix}prompt_embeds"] = of(branch, length, 16)
-        call[f"{prefix}prompt_embeds_mask"] = torch.ones(1, length).long()
+    monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+    if not OLDEST:
+        from diffusers.models.transformers import transformer_wan_animate_2 as module
 
-    def run() -> Tensor:
-        latents = pipe(**call, generator=torch.Generator().manual_seed(0))
-        assert isinstance(latents, Tensor)
-        return latents
+        made = module.create_block_mask
+        monkeypatch.setattr(module, "create_block_mask", lambda *args, _compile, **kwargs: made(*args, **kwargs))
 
-    plain = run()
-    with cached(pipe, settings(0.0)):
-        assert torch.equal(run(), plain)
-    with cached(pipe, settings(1.0)) as cache:
-        first = run()
-        assert torch.equal(run(), first)
-    assert not torch.equal(first, plain)
-    (context,) = cache.log.contexts
-    for generation in range(2):
+
+def run(built: tuple[Any, dict[str, Any], str]) -> list[Tensor]:
+    pipe, call, output = built
+    fresh = {name: value.clone() if isinstance(value, Tensor) else value for name, value in call.items()}
+    if any(each.name == "generator" for each in pipe.blocks.inputs):
+        fresh["generator"] = torch.Generator().manual_seed(0)
+    made = pipe(**fresh, num_inference_steps=STEPS, output=output)
+    found = [each.clone() for each in tensors(made)]
+    assert found
+    return found
+
+
+@pytest.mark.usefixtures("_attention_is_not_compiled")
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_modular_pipeline_is_followed_and_computes_what_it_should(name: str) -> None:
+    built = MODULAR[name]()
+    transformer = built[0].transformer
+    plain = run(built)
+    with cached(built[0], settings(0.0)):
+        assert identical(run(built), plain)
+    every = units(transformer, _adapter(transformer))
+    with counted(every) as calls, cached(built[0], settings(1.0)) as cache:
+        first = run(built)
+        computed, calls[0] = calls[0], 0
+        assert identical(run(built), first)
+        assert calls[0] == computed
+    assert not identical(first, plain)
+    expected = EXPECTED[name]
+    for generation, strips in enumerate(expected * 2):
         rows = [row for row in cache.log.rows if row.generation == generation]
-        branches = {("transformer", "0"): "C·····", ("transformer", "1"): "C··   "}
-        assert strips_of(rows, context.name) == branches
-    assert torch.equal(run(), plain)
+        for info in cache.log.contexts:
+            assert strips_of(rows, info.name) == strips
+    should = 0
+    for loop in expected:
+        for (_, branch), strip in loop.items():
+            left_out = 1 if name == "wan_animate_2" and branch == "2" else 0
+            should += strip.count("C") * (sum(len(unit.blocks) for unit in every) - left_out)
+            should += strip.count("·") * len(every)
+    assert computed == should
+    assert identical(run(built), plain)
