@@ -30,5 +30,6 @@ register(
         pipelines=("ConsisIDPipeline",),
         guidance="one forward, both branches in a batch",
         modality=("video",),
+        defaults=DBCacheConfig.reset(Fn_compute_blocks=DefaultInt(4)),  # as what it is made from
     )
 )

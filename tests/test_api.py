@@ -6,6 +6,7 @@ import copy
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -163,6 +164,9 @@ def test_caching_a_shallow_copy_of_a_pipeline_follows_its_shared_transformer(pip
     assert [row.generation for row in cache.log.rows] == [0] * 4 + [1] * 4
 
 
+@pytest.mark.skipif(
+    version("transformers").startswith("4."), reason="CLIP of transformers 4 makes its mask in float32 only"
+)
 def test_changing_the_type_of_the_weights_between_pictures_leaves_nothing_behind(pipe: Any) -> None:
     types = (torch.float32, torch.float64, torch.float32)
     fresh = []

@@ -21,7 +21,7 @@ from cachedit_cli import inputs, media, pipeline, plan, recipe, registry
 from cachedit_cli.api import cached
 from cachedit_cli.registry import BlockList, ModelAdapter
 from cachedit_cli.terms.block_adapter import BlockAdapter, ParamsModifier
-from cachedit_cli.terms.config import CacheConfig, fit, merge
+from cachedit_cli.terms.config import CacheConfig, DBCacheConfig, fit, merge
 from cachedit_cli.terms.mask import steps_mask
 from cachedit_cli.terms.pattern import ForwardPattern, as_streams
 from tests.adapters import pipelines
@@ -197,6 +197,45 @@ def test_front_and_back_leave_most_blocks_of_the_real_lists_to_reuse(name: str) 
         assert config.Fn_compute_blocks + config.Bn_compute_blocks <= length / 2
         if adapter_of(settings).skips:
             assert config.Bn_compute_blocks <= config.Fn_compute_blocks
+
+
+@every_recipe
+def test_a_recipe_with_another_front_than_its_familys_says_why(name: str) -> None:
+    settings = recipe.load(name)
+    family = merge(DBCacheConfig(), adapter_of(settings).defaults)
+    own = config_of(settings)
+    assert isinstance(own, DBCacheConfig)
+    if own.Fn_compute_blocks == family.Fn_compute_blocks:
+        return
+    lines = (line.strip() for line in recipe.text(name).splitlines())
+    (reason,) = (line.partition("#")[2] for line in lines if line.startswith("Fn_compute_blocks: "))
+    assert "the steps are few" in reason or "the family's default" in reason
+
+
+FAMILIES = [each for each in registry.all_adapters() if each.defaults is not None]
+
+
+@pytest.mark.parametrize("adapter", FAMILIES, ids=lambda each: each.name)
+def test_a_recipe_that_says_nothing_gets_what_its_adapter_says(adapter: ModelAdapter, tmp_path: Any) -> None:
+    silent, loud = tmp_path / "silent.yaml", tmp_path / "loud.yaml"
+    head = f"version: 1\nmodel: {{id: owner/name}}\nadapter: {adapter.name}\ngenerate: {{prompt: a}}\n"
+    silent.write_text(head + "cache: {type: DBCache}\n")
+    loud.write_text(head + "cache: {type: DBCache, Fn_compute_blocks: 3}\n")
+    assert adapter.defaults is not None
+    front = adapter.defaults.Fn_compute_blocks
+    assert front is not None
+    assert plan.build(recipe.load(str(silent))).settings["Fn_compute_blocks"] == front
+    assert plan.build(recipe.load(str(loud))).settings["Fn_compute_blocks"] == 3
+
+
+@pytest.mark.parametrize("adapter", FAMILIES, ids=lambda each: each.name)
+def test_a_familys_front_is_a_small_part_of_its_lists(adapter: ModelAdapter) -> None:
+    if not hasattr(diffusers, adapter.transformer):
+        pytest.skip(f"the installed diffusers has no {adapter.transformer}")
+    front = merge(DBCacheConfig(), adapter.defaults).Fn_compute_blocks
+    assert front < DBCacheConfig().Fn_compute_blocks
+    if adapter.name != "latte":  # whose class has one block in a list unless it is told otherwise
+        assert front <= max(real_length(adapter, each) for each in adapter.lists) / 4
 
 
 @every_recipe

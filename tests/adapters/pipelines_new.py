@@ -16,7 +16,7 @@ from tests.adapters.pipelines_more import unipc
 from tests.tiny_models import TINY
 from tests.tiny_models.parts import noise
 
-__all__ = ["NEW"]
+__all__ = ["NEW", "sana_wm_refiner"]
 
 
 def tokenizer() -> Any:
@@ -165,6 +165,15 @@ def sana_wm() -> Built:
         "intrinsics": [60.0, 60.0, 32.0, 32.0],
     }
     return pipe, {**IMAGE, **prompts(6, 12), **masks(6), **call}
+
+
+def sana_wm_refiner() -> Built:
+    """Two windows after the first frame; between them are forwards that only fill the KV cache."""
+    pipe = assemble("SanaWMLTX2Refiner", transformer=TINY["sana_wm_refiner"].build(), scheduler=scheduler())
+    encoded = of("cond", 6, 12), torch.ones(1, 6)
+    pipe._encode_prompt = lambda *_, **__: encoded
+    call = {"sana_latent": noise((1, 4, 5, 2, 2), "latents"), "prompt": "a", "fps": 16.0, "block_size": 2}
+    return pipe, {**call, "sigmas": (0.9, 0.7, 0.5, 0.3, 0.0)}
 
 
 def stable_audio_3() -> Built:

@@ -35,8 +35,7 @@ EXPECTED: dict[str, list[Strips]] = {
             ("transformer", "1"): "C·····",
             ("transformer", "2"): "C·····",
         }
-    ]
-    * 2,
+    ],
 }
 
 

@@ -18,7 +18,7 @@ from cachedit_cli.terms.config import DBCacheConfig
 from tests.adapters.brute_force import Hold, counted, distance, identical, units
 from tests.adapters.pipelines import BUILDERS, anyflow_far
 from tests.adapters.pipelines_more import MORE
-from tests.adapters.pipelines_new import NEW
+from tests.adapters.pipelines_new import NEW, sana_wm_refiner
 from tests.tiny_models import tensors
 from tests.tiny_models.parts import installed, numbers
 
@@ -261,6 +261,29 @@ def test_forwards_that_fill_a_kv_cache_are_no_steps_and_are_computed() -> None:
         strips.append({branch: strip for (_, branch), strip in strips_of(rows, "transformer.blocks", 7).items()})
     chunk = {"0": "C····· ", "1": "      C"}
     assert strips == [chunk, chunk, {"0": "C····· "}] * 2
+
+
+def test_a_refiner_fills_its_kv_cache_in_forwards_of_its_own_and_each_window_begins_anew() -> None:
+    pipe, call = sana_wm_refiner()
+
+    def refined() -> Tensor:
+        video = pipe(**call, generator=torch.Generator().manual_seed(0), output_type="latent")
+        assert isinstance(video, Tensor)
+        return video
+
+    plain = refined()
+    with cached(pipe, settings(0.0)):
+        assert torch.equal(refined(), plain)
+    with cached(pipe, settings(1.0)) as cache:
+        first = refined()
+        assert torch.equal(refined(), first)
+    assert not torch.equal(first, plain)
+    (context,) = cache.log.contexts
+    strips = []
+    for generation in range(6):  # the first frame and two windows, twice
+        rows = [row for row in cache.log.rows if row.generation == generation]
+        strips.append({branch: strip for (_, branch), strip in strips_of(rows, context.name, 5).items()})
+    assert strips == [{"0": "C    "}, *[{"0": "C··· ", "1": "    C"}] * 2] * 2
 
 
 def _adapter(model: nn.Module) -> registry.ModelAdapter:
