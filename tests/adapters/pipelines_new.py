@@ -177,12 +177,13 @@ def sana_wm_refiner() -> Built:
 
 
 def stable_audio_3() -> Built:
+    tiny = replace(TINY["stable_audio3"], config={**TINY["stable_audio3"].config, "global_cond_dim": 16})
+    transformer = tiny.build()
     from diffusers.pipelines.stable_audio_3.modeling_stable_audio_3 import StableAudio3DurationEmbedder
 
-    tiny = replace(TINY["stable_audio3"], config={**TINY["stable_audio3"].config, "global_cond_dim": 16})
     pipe = assemble(
         "StableAudio3Pipeline",
-        transformer=tiny.build(),
+        transformer=transformer,
         scheduler=scheduler(num_train_timesteps=1),
         duration_embedder=drawn(StableAudio3DurationEmbedder(output_dim=16, fourier_dim=8)),
     )
