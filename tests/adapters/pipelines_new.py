@@ -90,6 +90,19 @@ def cosmos3() -> Built:
     return pipe, {**VIDEO, **call, "guidance_scale": 4.0}
 
 
+def joyimage_edit_plus() -> Built:
+    """The patches of the pictures to edit are put back into the latents in every step."""
+    tiny = TINY["joyimage_edit_plus"]
+    pipe = assemble("JoyImageEditPlusPipeline", transformer=tiny.build(), scheduler=scheduler(), vae=Pixels(4))
+    pipe.image_processor.get_default_height_width = lambda *_: (64, 64)
+    words = torch.ones(1, 6)
+    pipe.encode_prompt_multiple_images = lambda prompt, **_: (
+        of("cond" if "a<" in prompt[0] else "uncond", 6, 16),
+        words,
+    )
+    return pipe, {**IMAGE, "images": [Image.new("RGB", (64, 64), "red")], "prompt": "a", "negative_prompt": "b"}
+
+
 def kandinsky6() -> Built:
     """Video and audio, the second carried stream."""
     pipe = assemble(
@@ -199,6 +212,7 @@ NEW = {
         ace_step_guided_for_a_part,
         consisid,
         cosmos3,
+        joyimage_edit_plus,
         kandinsky6,
         kandinsky6_sr,
         longcat_audio,

@@ -90,6 +90,7 @@ EXPECTED: dict[str, Strips | list[Strips]] = {
     "hunyuan_video_true_cfg": NAMED,
     "ideogram4": {("transformer", "0"): "C·····", ("unconditional_transformer", "0"): "C·····"},
     "joyimage_edit": TWO,
+    "joyimage_edit_plus": ONE,
     "kandinsky5": TWO,
     "kandinsky6": NAMED,
     "kandinsky6_sr": [ONE, ONE],
