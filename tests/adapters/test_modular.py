@@ -8,13 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from cachedit_cli import registry
 from cachedit_cli.api import cached
 from tests.adapters.brute_force import counted, identical, units
 from tests.adapters.modular import MODULAR
-from tests.adapters.pipelines import BUILDERS, anyflow_far
-from tests.adapters.pipelines_more import MORE
-from tests.adapters.pipelines_new import NEW, sana_wm_refiner
 from tests.adapters.test_pipelines import OLDEST, STEPS, Strips, _adapter, settings, strips_of
 from tests.tiny_models import tensors
 
@@ -95,15 +91,3 @@ def test_a_modular_pipeline_is_followed_and_computes_what_it_should(name: str) -
             should += strip.count("·") * len(every)
     assert computed == should
     assert identical(run(built), plain)
-
-
-@pytest.mark.filterwarnings("ignore:.FluxPosEmbed. is deprecated:FutureWarning")  # Chroma
-@pytest.mark.filterwarnings("ignore:.LoraLoaderMixin. is deprecated:FutureWarning")  # PRX
-@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
-def test_every_registered_class_runs_in_a_pipeline_of_these_tests() -> None:
-    """There is none whose pipeline cannot be assembled from tiny parts."""
-    more = {"anyflow_far": anyflow_far, "sana_wm_refiner": sana_wm_refiner}
-    pipes = [build()[0] for build in (BUILDERS | MORE | NEW | MODULAR | more).values()]
-    parts = ("transformer", "transformer_2", "unconditional_transformer", "prior")
-    run = {type(getattr(pipe, part, None)).__name__ for pipe in pipes for part in parts}
-    assert [each.transformer for each in registry.all_adapters() if each.transformer not in run] == []

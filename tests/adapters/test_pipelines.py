@@ -16,6 +16,7 @@ from cachedit_cli import registry
 from cachedit_cli.api import cached
 from cachedit_cli.terms.config import DBCacheConfig
 from tests.adapters.brute_force import Hold, counted, distance, identical, units
+from tests.adapters.modular import MODULAR
 from tests.adapters.pipelines import BUILDERS, anyflow_far
 from tests.adapters.pipelines_more import MORE
 from tests.adapters.pipelines_new import NEW, sana_wm_refiner
@@ -285,6 +286,16 @@ def test_a_refiner_fills_its_kv_cache_in_forwards_of_its_own_and_each_window_beg
         rows = [row for row in cache.log.rows if row.generation == generation]
         strips.append({branch: strip for (_, branch), strip in strips_of(rows, context.name, 5).items()})
     assert strips == [{"0": "C    "}, *[{"0": "C··· ", "1": "    C"}] * 2] * 2
+
+
+@pytest.mark.skipif(OLDEST, reason="the oldest diffusers lacks the families that came later")
+def test_every_registered_class_runs_in_a_pipeline_of_these_tests() -> None:
+    """There is none whose pipeline cannot be assembled from tiny parts."""
+    more = {"anyflow_far": anyflow_far, "sana_wm_refiner": sana_wm_refiner}
+    pipes = [build()[0] for build in (BUILDERS | MORE | NEW | MODULAR | more).values()]
+    parts = ("transformer", "transformer_2", "unconditional_transformer", "prior")
+    run = {type(getattr(pipe, part, None)).__name__ for pipe in pipes for part in parts}
+    assert [each.transformer for each in registry.all_adapters() if each.transformer not in run] == []
 
 
 def _adapter(model: nn.Module) -> registry.ModelAdapter:
