@@ -51,7 +51,7 @@ def tune(
     ),
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Find the settings that are fast enough or good enough, and write them as a recipe."""
+    """Find settings that are fast or good enough."""
     from . import tune as preparing
     from .files import readable_json
     from .metrics import required

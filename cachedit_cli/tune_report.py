@@ -25,7 +25,8 @@ _WIDTH = 118  # of a comment's line
 def trials(tuning: Tuning, brief: bool = False) -> Sheet:
     """Return what was run for real, the chosen one first and marked.
 
-    ``brief`` leaves out, of other numbers of computed steps, all but the best picture.
+    ``brief`` leaves out, of other numbers of computed steps, all but the best picture, and all times but the choice's,
+    which alone was timed in turns with no caching.
     """
     choice = tuning.choice
     rows = [choice, *(trial for trial in tuning.trials if trial is not choice)] if choice else tuning.trials
@@ -38,19 +39,19 @@ def trials(tuning: Tuning, brief: bool = False) -> Sheet:
         rows = [*same, *(trial for _, trial in sorted(best.items()) if trial not in same)]
     return Sheet(
         ["", "computed", "PSNR", "SSIM", "speed-up", "calls saved"],
-        [_row(trial, trial is choice) for trial in rows],
+        [_row(trial, trial is choice, timed=trial is choice or not brief) for trial in rows],
         words=1,
     )
 
 
-def _row(trial: Trial, chosen: bool) -> list[str]:
+def _row(trial: Trial, chosen: bool, timed: bool) -> list[str]:
     saved = "" if trial.calls_saved is None else f"{trial.calls_saved:.1%}"
     return [
         trial.name + (" *" if chosen else ""),
         f"{number(trial.computed, 1)} of {trial.steps}",
         "identical" if trial.psnr == float("inf") else f"{number(trial.psnr, 1)} dB",
         number(trial.ssim),
-        number(trial.speedup, 2),
+        number(trial.speedup, 2) if timed else "",
         saved,
     ]
 

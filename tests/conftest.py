@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("COLUMNS", None)  # that pytest-xdist sets for its workers: output is tested at the width of a pipe
 
 import random
 import sys

@@ -58,7 +58,7 @@ def test_version_is_the_packages(capsys: CAUGHT) -> None:
 def test_help_names_every_command_with_a_whole_line(capsys: CAUGHT) -> None:
     code, out, err = ran("--help", caught=capsys)
     assert (code, err) == (0, "")
-    for name in ("run", "stats", "mask", "recipes", "validate", "models", "inspect", "schema", "doctor"):
+    for name in ("run", "compare", "tune", "stats", "mask", "recipes", "validate", "models", "inspect", "schema", "doctor"):
         assert f"\n  {name} " in out
     assert "..." not in out.partition("Commands:")[2]
 
@@ -320,6 +320,8 @@ def test_stats_shows_the_newest_run(capsys: CAUGHT, tmp_path: Path, monkeypatch:
         "  branch  cached steps    min    P25    P50    P75    P95    max\n"
         "blocks\n"
         "  cond               2  0.050  0.050  0.050  0.050  0.050  0.050\n"
+        "\n"
+        "estimated error unknown: no forecast was checked\n"
         "saved 4 of 12 block calls (33.3 %) in 0.50 s\n",
         "",
     )

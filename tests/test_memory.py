@@ -18,6 +18,11 @@ from cachedit_cli.terms.stats import ContextInfo, Row
 PICTURES, STEPS = 200, 1
 
 
+def _rows() -> int:
+    gc.collect()
+    return sum(isinstance(each, Row) for each in gc.get_objects())
+
+
 class Measuring:
     """A watcher that measures what is held after some of the pictures."""
 
@@ -26,6 +31,7 @@ class Measuring:
         self.rows: dict[int, int] = {}
         self.objects: dict[int, int] = {}
         self.process: dict[int, int] = {}
+        self._before = _rows()  # that earlier tests left in this process
 
     def planned(self, pictures: int, there: int) -> None: ...
 
@@ -44,9 +50,8 @@ class Measuring:
         self.saved_pictures += 1
         if self.saved_pictures in (PICTURES // 2, PICTURES):
             gc.collect()
-            held = gc.get_objects()
-            self.objects[self.saved_pictures] = len(held)
-            self.rows[self.saved_pictures] = sum(isinstance(each, Row) for each in held)
+            self.objects[self.saved_pictures] = len(gc.get_objects())
+            self.rows[self.saved_pictures] = _rows() - self._before
             self.process[self.saved_pictures] = psutil.Process().memory_info().rss
 
 

@@ -70,7 +70,7 @@ def test_the_written_recipe_says_what_it_is_made_of(by_quality: Tuned) -> None:
     text = written.read_text()
     comment = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
     rival = f"just {round_computed(facts)} steps"
-    for words in ("demo, tuned: ", "Made by `cachedit ", rival, "torch", "error_profile"):
+    for words in ("demo, tuned: ", "Made by `cachedit", rival, "torch", "error_profile"):
         assert words in comment
     assert "extends: demo" in text
     assert max(map(len, text.splitlines())) <= 120
