@@ -172,12 +172,15 @@ class _Search:
             self._round(wanted)
             wanted = self._fast_enough()
             if wanted < 1:
+                if any(self._reaches(trial) for trial in self._tuning.schedules):
+                    break  # the clock is less steady than the line through it
                 self._fail(
                     f"{self._goal} as fast cannot be reached, not even with one computed step: text, decoding and what "
                     "is not blocks take the rest"
                 )
-        counts = [count for count in self._rounds if count <= wanted] or [min(self._rounds)]
-        return max(self._rounds[max(counts)], key=lambda trial: trial.psnr)
+        fast = [count for count in self._rounds if count <= wanted]
+        reached = [count for count, tried in self._rounds.items() if any(map(self._reaches, tried))]
+        return max(self._rounds[max(fast or reached or [min(self._rounds)])], key=lambda trial: trial.psnr)
 
     def _fast_enough(self) -> int:
         """Return the most computed steps that are fast enough, by a line through the times so far; 0 if none are."""

@@ -40,12 +40,10 @@ class Killing:
     def __init__(self, pids: Callable[[], Sequence[int]]) -> None:
         self._pids = pids
         self.killed = 0
-        self.opened_workers = 0
 
     def planned(self, pictures: int, there: int) -> None: ...
 
-    def opened(self, device: str, dtype: str, seconds: float) -> None:
-        self.opened_workers += 1
+    def opened(self, device: str, dtype: str, seconds: float) -> None: ...
 
     def begins(self, batch: Sequence[Job], steps: int | None) -> None: ...
 
@@ -106,8 +104,7 @@ def decided(row: Row) -> tuple[object, ...]:
 def test_two_processes_draw_what_one_does_also_when_one_is_killed(tmp_path: Path, alone: Outcome) -> None:
     watcher = Killing(lambda: [child.pid or 0 for child in multiprocessing.active_children()])
     found = run(tmp_path, processes(2), watcher)
-    assert watcher.killed
-    assert watcher.opened_workers >= 2
+    assert watcher.killed  # perhaps before it had opened its model: then the other one may draw everything
     assert any(row.saved for row in found.record.log.rows)
     assert found.record.environment["workers"] == 2
     assert_same(found, alone)
